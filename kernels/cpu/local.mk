@@ -1,0 +1,2 @@
+noinst_LIBRARIES += libcpu.a
+libcpu_a_SOURCES =

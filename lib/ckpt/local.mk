@@ -1,0 +1,2 @@
+noinst_LIBRARIES += libckpt.a
+libckpt_a_SOURCES =

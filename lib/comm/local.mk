@@ -1,0 +1,2 @@
+noinst_LIBRARIES += libcomm.a
+libcomm_a_SOURCES =

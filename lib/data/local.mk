@@ -1,0 +1,2 @@
+noinst_LIBRARIES += libdata.a
+libdata_a_SOURCES =

@@ -1,0 +1,2 @@
+noinst_LIBRARIES += libgraph.a
+libgraph_a_SOURCES =

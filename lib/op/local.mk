@@ -1,0 +1,2 @@
+noinst_LIBRARIES += libop.a
+libop_a_SOURCES =

@@ -1,0 +1,2 @@
+noinst_LIBRARIES += libparallel.a
+libparallel_a_SOURCES =

@@ -1,0 +1,2 @@
+noinst_LIBRARIES += libtrain.a
+libtrain_a_SOURCES =
