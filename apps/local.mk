@@ -1,0 +1,5 @@
+bin_PROGRAMS += pentad
+pentad_CPPFLAGS = $(AM_CPPFLAGS) -DPENTAD_VERSION='"$(PACKAGE_VERSION)"'
+pentad_LDADD = $(TRAIN_LIBS)
+noinst_HEADERS += apps/commands.h apps/commands.def
+pentad_SOURCES = apps/main.c
