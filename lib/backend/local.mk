@@ -1,2 +1,2 @@
 noinst_LIBRARIES += libbackend.a
-libbackend_a_SOURCES =
+libbackend_a_SOURCES = lib/backend/backend.h
