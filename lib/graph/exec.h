@@ -1,0 +1,47 @@
+/* Running a planned program on a device: nothing is allocated after exec_create.
+ *
+ * The three debugging tools that need values live here: a trace of every node, a hunt for the first
+ * non-finite value, and the reference kernel run beside the fast one, stopping at the first disagreement.
+ * Floor: graph. */
+#ifndef PENTAD_GRAPH_EXEC_H
+#define PENTAD_GRAPH_EXEC_H
+
+#include "backend/backend.h"
+#include "graph/prog.h"
+
+struct comm;
+struct exec;
+
+struct exec_comm {     /* which group carries a collective over these axes */
+	uint32_t axes; /* bit set of enum mesh_axis */
+	struct comm *comm;
+};
+
+struct exec_options {
+	const struct exec_comm *comm; /* not owned; must outlive the exec */
+	size_t n_comm;
+	bool trace;                      /* a line a node on standard error: time, size, root mean square */
+	bool nan_hunt;                   /* after each node, refuse non-finite outputs: EXIT_DIVERGED */
+	const struct backend *reference; /* compare with this device's kernels: EXIT_SELF_CHECK; or NULL */
+	const struct exec *share;        /* whose memory to use for share_regions; must outlive the exec */
+	uint32_t share_regions;          /* bit set of enum region */
+};
+
+/* Allocates every region of the plan. program, backend and stream are not owned. Local. */
+int exec_create(struct exec **out, const struct prog *program, const struct backend *backend,
+                struct stream *stream, const struct exec_options *options, struct err *e);
+void exec_free(struct exec *x);
+/* Where a value lies on the device; owned by the exec. */
+void *exec_data(const struct exec *x, int32_t value);
+/* Host to device and back, a whole value. */
+void exec_upload(struct exec *x, int32_t value, const void *host);
+void exec_download(struct exec *x, int32_t value, void *host);
+/* Runs the nodes of a segment. first: accumulators (GRAD, STAT) are overwritten by their first writer instead
+ * of added to. Collective over the groups of the segment's collectives. */
+int exec_run(struct exec *x, enum segment segment, bool first, struct err *e);
+/* Bytes allocated by this exec, for the comparison with the plan. */
+int64_t exec_bytes(const struct exec *x);
+/* Seconds spent per operation since the last call, seconds[OP_COUNT]; counted only under `trace`. */
+void exec_take_times(struct exec *x, double *seconds);
+
+#endif

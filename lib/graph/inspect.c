@@ -1,0 +1,202 @@
+#include "graph/inspect.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+struct inspector {
+	const struct prog *p;
+	const struct backend *backend;
+	struct stream *stream, *reference_stream;
+	const struct exec_options *options;
+	char *shadow[OP_MAX_IN + OP_MAX_OUT]; /* copies for the reference kernel, large enough for any node */
+	float *row;                           /* host copy of one tensor, as f32 */
+};
+
+static int64_t largest_value(const struct prog *p)
+{
+	int64_t most = 64;
+	for (size_t v = 0; v < p->n_value; v++)
+		most = value_bytes(&p->value[v]) > most ? value_bytes(&p->value[v]) : most;
+	return most;
+}
+
+struct inspector *inspector_new(const struct prog *p, const struct backend *backend, struct stream *stream,
+                                const struct exec_options *options)
+{
+	struct inspector *s = mem_array(1, sizeof *s);
+	*s = (struct inspector){.p = p, .backend = backend, .stream = stream, .options = options};
+	size_t most = (size_t)largest_value(p);
+	s->row = mem_aligned(2 * most);
+	struct err e = {0};
+	if (options->reference && options->reference->open(&s->reference_stream, 1, &e) == 0)
+		for (int k = 0; k < OP_MAX_IN + OP_MAX_OUT; k++)
+			s->shadow[k] = mem_aligned(most);
+	return s;
+}
+
+void inspector_free(struct inspector *s)
+{
+	if (!s)
+		return;
+	for (int k = 0; k < OP_MAX_IN + OP_MAX_OUT; k++)
+		free(s->shadow[k]);
+	if (s->reference_stream)
+		s->options->reference->close(s->reference_stream);
+	free(s->row);
+	free(s);
+}
+
+static double now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The tensor's elements as f32 in s->row; 0 elements for integers. */
+static int64_t fetch(struct inspector *s, const struct tensor *t)
+{
+	int64_t n = tensor_count(t);
+	if (t->dtype == DT_f32) {
+		s->backend->download(s->stream, s->row, t->data, (size_t)tensor_bytes(t));
+		return n;
+	}
+	if (t->dtype == DT_bf16) {
+		uint16_t *raw = (uint16_t *)(s->row + n); /* behind the place of the result */
+		s->backend->download(s->stream, raw, t->data, (size_t)tensor_bytes(t));
+		for (int64_t i = 0; i < n; i++)
+			s->row[i] = bf16_to_f32(raw[i]);
+		return n;
+	}
+	if (t->dtype == DT_f64) {
+		double x;
+		s->backend->download(s->stream, &x, t->data, sizeof x);
+		s->row[0] = (float)x;
+		return 1;
+	}
+	return 0;
+}
+
+static const char *base_name(const char *where)
+{
+	const char *slash = strrchr(where, '/');
+	return slash ? slash + 1 : where;
+}
+
+static void trace(struct inspector *s, size_t i, const struct tensor *out, double seconds)
+{
+	const struct node *n = &s->p->node[i];
+	double sum = 0, most = 0;
+	int64_t count = op_rows[n->op].n_out ? fetch(s, &out[0]) : 0;
+	for (int64_t k = 0; k < count; k++) {
+		sum += (double)s->row[k] * s->row[k];
+		most = fabs(s->row[k]) > most ? fabs(s->row[k]) : most;
+	}
+	fprintf(stderr, "%5zu %-6s L%-3d %-18s [%d,%d] %8.3f ms  rms %.6g  max %.6g  (%s)\n", i,
+	        segment_names[n->segment], n->layer, op_rows[n->op].name, out[0].dim[0], out[0].dim[1],
+	        1e3 * seconds, count ? sqrt(sum / (double)count) : 0, most, base_name(n->where));
+}
+
+static int hunt(struct inspector *s, size_t i, const struct tensor *out, struct err *e)
+{
+	const struct node *n = &s->p->node[i];
+	for (int k = 0; k < op_rows[n->op].n_out; k++) {
+		int64_t count = fetch(s, &out[k]);
+		for (int64_t j = 0; j < count; j++)
+			if (!isfinite(s->row[j]))
+				return err_set(
+				        e, EXIT_DIVERGED,
+				        "the first value that is not finite: %s node %zu, layer %d, %s (%s), "
+				        "output %d, element %lld is %g",
+				        segment_names[n->segment], i, n->layer, op_rows[n->op].name,
+				        base_name(n->where), k, (long long)j, (double)s->row[j]);
+	}
+	return 0;
+}
+
+/* Copies what the node reads and adds to; tensors that share memory share their copy. */
+static void make_shadow(struct inspector *s, const struct tensor *all, struct tensor *copy)
+{
+	for (int k = 0; k < OP_MAX_IN + OP_MAX_OUT; k++) {
+		copy[k] = all[k];
+		if (!all[k].data)
+			continue;
+		copy[k].data = s->shadow[k];
+		for (int j = 0; j < k; j++)
+			if (all[j].data == all[k].data)
+				copy[k].data = copy[j].data;
+		s->backend->download(s->stream, copy[k].data, all[k].data, (size_t)tensor_bytes(&all[k]));
+	}
+}
+
+static double element(const struct tensor *t, int64_t i)
+{
+	return t->dtype == DT_f32    ? ((const float *)t->data)[i]
+	       : t->dtype == DT_bf16 ? bf16_to_f32(((const uint16_t *)t->data)[i])
+	       : t->dtype == DT_f64  ? ((const double *)t->data)[i]
+	                             : 0;
+}
+
+static int differs(struct inspector *s, size_t i, const struct tensor *fast, const struct tensor *slow,
+                   struct err *e)
+{
+	const struct node *n = &s->p->node[i];
+	int64_t count = fetch(s, fast), worst = 0;
+	double scale = 1e-30, gap = 0;
+	for (int64_t j = 0; j < count; j++) {
+		double a = s->row[j], b = element(slow, j);
+		scale = fabs(b) > scale ? fabs(b) : scale;
+		if (!(fabs(a - b) <= gap)) {
+			gap = fabs(a - b);
+			worst = j;
+		}
+	}
+	double allowed = (fast->dtype == DT_bf16 ? 2e-2 : 5e-4) * scale;
+	if (gap <= allowed)
+		return 0;
+	return err_set(
+	        e, EXIT_SELF_CHECK,
+	        "kernels disagree: %s node %zu, layer %d, %s (%s): element %lld is %.9g, the reference gives "
+	        "%.9g; allowed is a difference of %.3g",
+	        segment_names[n->segment], i, n->layer, op_rows[n->op].name, base_name(n->where),
+	        (long long)worst, (double)s->row[worst], element(slow, worst), allowed);
+}
+
+static int compare(struct inspector *s, size_t i, const struct tensor *all, struct tensor *copy,
+                   struct err *e)
+{
+	const struct node *n = &s->p->node[i];
+	int rc =
+	        s->options->reference->kernel[n->op](s->reference_stream, &n->arg, copy, copy + OP_MAX_IN, e);
+	bool updates = op_rows[n->op].flags & UPDATES;
+	for (int k = 0; !rc && k < OP_MAX_IN + OP_MAX_OUT; k++)
+		if (all[k].data && (k >= OP_MAX_IN || updates))
+			rc = differs(s, i, &all[k], &copy[k], e);
+	return rc;
+}
+
+int inspector_run(struct inspector *s, kernel_fn *kernel, size_t i, struct tensor *in, struct tensor *out,
+                  double *seconds, struct err *e)
+{
+	const struct node *n = &s->p->node[i];
+	struct tensor all[OP_MAX_IN + OP_MAX_OUT], copy[OP_MAX_IN + OP_MAX_OUT];
+	memcpy(all, in, sizeof(struct tensor) * OP_MAX_IN);
+	memcpy(all + OP_MAX_IN, out, sizeof(struct tensor) * OP_MAX_OUT);
+	if (s->options->reference)
+		make_shadow(s, all, copy);
+	double begin = now();
+	int rc = kernel(s->stream, &n->arg, in, out, e);
+	s->backend->wait(s->stream);
+	double spent = now() - begin;
+	*seconds += spent;
+	if (!rc && s->options->trace)
+		trace(s, i, out, spent);
+	if (!rc && s->options->nan_hunt)
+		rc = hunt(s, i, out, e);
+	if (!rc && s->options->reference)
+		rc = compare(s, i, all, copy, e);
+	return rc;
+}

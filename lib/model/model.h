@@ -1,0 +1,77 @@
+/* A model as a program: builders emit its operations, and list its parameters by their logical names.
+ *
+ * A parameter value may hold several logical parameters side by side (query, key and value rows for one
+ * matrix product); each part is a box of a global tensor that has heard of no layout. Floor: model. */
+#ifndef PENTAD_MODEL_MODEL_H
+#define PENTAD_MODEL_MODEL_H
+
+#include "graph/exec.h"
+#include "graph/prog.h"
+#include "model/config.h"
+
+enum init { INIT_NORMAL, INIT_ONE, INIT_ZERO };
+
+struct part { /* rows [local_row, local_row + extent[0]) of a parameter value = a box of a global tensor */
+	const char *name; /* "decoder.layers.7.attention.query.weight"; in the program's arena */
+	int nd;
+	int64_t shape[2], offset[2], extent[2];
+	int64_t local_row;
+	enum init init;
+	double std;
+};
+
+struct param {
+	int32_t value;
+	int32_t first_part, n_parts; /* in model.part */
+	bool decay;                  /* two or more dimensions */
+};
+
+enum model_use {
+	MODEL_TRAIN,    /* loss, with dropout; prog_backward may follow */
+	MODEL_EVALUATE, /* loss, without dropout */
+	MODEL_GENERATE, /* logits of one sequence through key-value caches */
+};
+
+struct model_spec {
+	const struct model_config *config; /* checked; not owned, outlives the model */
+	int64_t padded_vocab_size;
+	enum dtype dtype; /* of weights and activations */
+	enum model_use use;
+	int32_t batch; /* B: samples of this rank's micro-batch */
+	int32_t rows;  /* T: tokens a sample; under MODEL_GENERATE, rows a call */
+};
+
+struct model {
+	struct model_spec spec;
+	struct prog *prog; /* not owned */
+	struct param *param;
+	size_t n_param, cap_param;
+	struct part *part;
+	size_t n_part, cap_part;
+	/* Inputs, NONE where the use has none: i32 [N], i32 [N], i32 [N], i64 [B], f32 [1]. */
+	int32_t tokens, positions, targets, keys, loss_scale;
+	/* f64 [1], the sum over targets, accumulated over micro-batches; [N,V]; f32 [N]. */
+	int32_t loss, logits, row_loss;
+	int32_t rope_table; /* CONST f32 [P,R] */
+};
+
+/* Emits the forward pass. prog is initialised with its mesh sizes and outlives the model. Local. */
+int model_build(struct model *m, struct prog *prog, const struct model_spec *spec, struct err *e);
+void model_free(struct model *m);
+/* Fills the CONST values. Local. */
+void model_fill_constants(const struct model *m, struct exec *x);
+/* Initial values by (seed, logical name, global index), the same under every layout. Local. */
+void model_init(const struct model *m, struct exec *x, uint64_t seed);
+/* The initial values of one part as f32, [extent[0], extent[1]], into out. Local. */
+void part_init(const struct part *part, uint64_t seed, float *out);
+/* Numbers of parameters: all, and those of the padded rows. Local. */
+int64_t model_count_parameters(const struct model *m);
+/* Floating-point operations of one training step of `tokens` tokens in samples of T, without recomputation:
+ * Megatron-LM's num_floating_point_operations for dense models. Local. */
+double model_flops(const struct model_config *c, int64_t padded_vocab_size, double tokens);
+/* The table of rotary cosines and sines, [positions, rotated]; f32. Su et al. 2021; scaling: Llama 3.1. */
+void rope_fill_table(const struct model_config *c, int32_t positions, int32_t rotated, float *table);
+/* Channels of a head that rotate: even. */
+int32_t rope_rotated(const struct model_config *c);
+
+#endif

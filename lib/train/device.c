@@ -1,0 +1,36 @@
+/* Which device a rank computes on, and with how many threads. */
+#include "base/err.h"
+#include "kernels/kernels.h"
+#include "train/run.h"
+
+#include <sched.h>
+#include <stdlib.h>
+
+/* In order of preference for `auto`. */
+static const struct backend *const devices[] = {&cpu_backend};
+
+static int threads_of_rank(const struct config *c, int local_ranks)
+{
+	cpu_set_t set;
+	if (c->dist.num_threads > 0)
+		return (int)c->dist.num_threads;
+	if (getenv("OMP_NUM_THREADS"))
+		return 0; /* OpenMP has read it */
+	int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+	return cores > local_ranks ? cores / local_ranks : 1;
+}
+
+int run_open_device(const struct config *c, int local_ranks, const struct backend **backend,
+                    struct stream **stream, struct err *e)
+{
+	if (c->dist.device == DEVICE_CUDA)
+		return err_set(e, EXIT_UNAVAILABLE,
+		               "dist.device: this build has no CUDA backend; allowed: auto, cpu");
+	for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
+		if (devices[i]->probe(e))
+			continue;
+		*backend = devices[i];
+		return devices[i]->open(stream, threads_of_rank(c, local_ranks), e);
+	}
+	return e->code;
+}

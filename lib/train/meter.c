@@ -1,0 +1,161 @@
+#include "train/meter.h"
+#include "base/err.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/sys.h"
+#include "base/text.h"
+#include "train/stop.h"
+
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Keeps the whole lines whose step is at most `step`. */
+static int drop_later(const char *path, int64_t step, struct err *e)
+{
+	char *text;
+	size_t bytes;
+	struct stat st;
+	if (sys.stat(path, &st) != 0)
+		return 0;
+	int rc = sys_read_file(path, (size_t)1 << 31, &text, &bytes, e);
+	if (rc)
+		return rc;
+	struct buf kept = {0};
+	for (char *line = text, *end; (end = memchr(line, '\n', (size_t)(text + bytes - line)));
+	     line = end + 1) {
+		const char *at = strstr(line, "\"step\": ");
+		if (at && at < end && atoll(at + 8) <= step)
+			buf_add(&kept, line, (size_t)(end + 1 - line));
+	}
+	rc = kept.length == bytes ? 0 : sys_write_file(path, kept.data ? kept.data : "", kept.length, e);
+	buf_free(&kept);
+	free(text);
+	return rc;
+}
+
+int meter_open(struct meter *m, const struct config *c, const char *run_dir, int64_t step, struct err *e)
+{
+	char path[PATH_MAX];
+	*m = (struct meter){.config = c};
+	if (!run_dir)
+		return 0;
+	snprintf(path, sizeof path, "%s/metrics.jsonl", run_dir);
+	int rc = drop_later(path, step, e);
+	if (rc)
+		return rc;
+	m->file = fopen(path, "ae");
+	if (!m->file)
+		return err_errno(e, EXIT_IO, "%s: cannot open", path);
+	setvbuf(m->file, NULL, _IOLBF, 0);
+	return 0;
+}
+
+void meter_close(struct meter *m)
+{
+	if (m->file)
+		fclose(m->file);
+	m->file = NULL;
+}
+
+struct field {
+	const char *name;
+	double value;
+};
+
+static void write_fields(FILE *file, const struct field *f, size_t n, const char *text)
+{
+	struct buf b = {0};
+	if (!file)
+		return;
+	for (size_t i = 0; i < n; i++) {
+		buf_printf(&b, "%s\"%s\": ", i ? ", " : "{", f[i].name);
+		json_put_number(&b, f[i].value);
+		if (i == 0)
+			buf_puts(&b, text);
+	}
+	fprintf(file, "%s}\n", b.data);
+	buf_free(&b);
+}
+
+void meter_validation(struct meter *m, int64_t step, double lm_loss)
+{
+	const struct field f[] = {{"step", (double)step}, {"lm_loss", lm_loss}, {"ppl", exp(lm_loss)}};
+	m->val_loss = lm_loss;
+	m->val_step = step;
+	write_fields(m->file, f, sizeof f / sizeof *f, ", \"split\": \"valid\"");
+	log_info("validation at step %lld: loss %.4f, perplexity %.2f", (long long)step, lm_loss,
+	         exp(lm_loss));
+}
+
+static double physical_memory(void)
+{
+	return (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+}
+
+static void people_line(const struct meter *m, const struct step_report *r, double tokens,
+                        double tokens_per_s, double tflops, char *out, size_t cap)
+{
+	char count[32], rate[32], eta[32], left[48] = "", val[48] = "", mfu[32] = "";
+	int64_t total = m->config->train.train_iters;
+	double remaining = stop_seconds_left(), gib = 1 << 30;
+	if (m->val_step)
+		snprintf(val, sizeof val, " val %.4f@%lld", m->val_loss, (long long)m->val_step);
+	if (m->matmul_peak > 0)
+		snprintf(mfu, sizeof mfu, " %.1f%%mfu", 100e12 * tflops / m->matmul_peak);
+	if (remaining >= 0) {
+		char word[32];
+		snprintf(left, sizeof left, " left %s", text_duration(word, sizeof word, remaining));
+	}
+	snprintf(out, cap,
+	         "step %lld/%lld %.1f%% loss %.4f%s gnorm %.2f lr %.1e tok %s %s/s %.3gTF%s mem %.2f/%.0fGiB "
+	         "eta %s%s%s",
+	         (long long)r->step, (long long)total, 100.0 * (double)r->step / (double)total, r->lm_loss,
+	         val, r->grad_norm, r->lr, text_count(count, sizeof count, tokens),
+	         text_count(rate, sizeof rate, tokens_per_s), tflops, mfu, (double)m->mem_bytes / gib,
+	         physical_memory() / gib,
+	         text_duration(eta, sizeof eta, m->smooth_step_s * (double)(total - r->step)), left,
+	         r->skipped ? " SKIPPED" : "");
+}
+
+void meter_step(struct meter *m, const struct step_report *r)
+{
+	const struct config *c = m->config;
+	char line[512];
+	m->steps++;
+	m->seconds += r->seconds;
+	m->skipped += r->skipped;
+	m->smooth_step_s = m->smooth_step_s > 0 ? 0.95 * m->smooth_step_s + 0.05 * r->seconds : r->seconds;
+	double batch = (double)c->train.global_batch_size,
+	       tokens_per_step = batch * (double)c->model.seq_length;
+	double step_s = m->seconds / (double)m->steps, tokens = tokens_per_step * (double)r->step;
+	double tflops = m->flops_per_step / step_s / 1e12 / m->world_size;
+	people_line(m, r, tokens, tokens_per_step / step_s, tflops, line, sizeof line);
+	bool due = r->step % c->logger.log_interval == 0 || r->step == c->train.train_iters || r->skipped;
+	if (!due) {
+		log_progress("%s", line);
+		return;
+	}
+	const struct field f[] = {
+	        {"step", (double)r->step},
+	        {"lm_loss", r->lm_loss},
+	        {"lr", r->lr},
+	        {"grad_norm", r->grad_norm},
+	        {"loss_scale", 1},
+	        {"consumed_samples", batch * (double)r->step},
+	        {"consumed_tokens", tokens},
+	        {"tokens_per_s", tokens_per_step / step_s},
+	        {"step_ms", 1e3 * step_s},
+	        {"tflops", tflops},
+	        {"mfu", NAN}, /* of a datasheet's peak, which a processor has none of */
+	        {"mfu_measured", m->matmul_peak > 0 ? 1e12 * tflops / m->matmul_peak : NAN},
+	        {"mem_bytes", (double)m->mem_bytes},
+	        {"skipped", (double)m->skipped},
+	};
+	write_fields(m->file, f, sizeof f / sizeof *f, "");
+	log_info("%s", line);
+	m->seconds = 0;
+	m->steps = 0;
+}

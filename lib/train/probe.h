@@ -1,0 +1,12 @@
+/* How fast this rank's device multiplies matrices: the honest divisor of MFU. Local. Floor: train. */
+#ifndef PENTAD_TRAIN_PROBE_H
+#define PENTAD_TRAIN_PROBE_H
+
+#include "backend/backend.h"
+
+#include <stdbool.h>
+
+/* The best of a few products [512,1024]·[1024,1024], in flop/s; takes some 20 ms. */
+double probe_matmul_peak(const struct backend *backend, struct stream *stream, bool bf16);
+
+#endif

@@ -1,0 +1,33 @@
+/* What a training run keeps in a checkpoint, and how it gets back: weights, master weights, moments, and the
+ * position in the data. Floor: train. */
+#ifndef PENTAD_TRAIN_STATE_H
+#define PENTAD_TRAIN_STATE_H
+
+#include "train/step.h"
+
+struct ckpt;
+
+/* Everything about a run besides tensors. */
+struct position {
+	int64_t step;    /* finished steps */
+	int64_t updates; /* of them, those that were not skipped */
+	uint64_t consumed_samples;
+	uint64_t dataset_fingerprint;
+};
+
+/* Saves below `dir` ("RUN/checkpoints") and prunes. Data-parallel ranks share the pieces out between them;
+ * all return the same code. Collective over `world`. */
+int state_save(const struct step *s, const struct position *at, struct comm *world, const char *dir,
+               struct err *e);
+/* Fills weights, and with `optimizer` also moments, from an open checkpoint of any layout and precision.
+ * Without optimizer, moments are zero and masters equal the weights. EXIT_BAD_DATA names the tensor. Local.
+ */
+int state_load(struct step *s, struct ckpt *c, bool optimizer, struct err *e);
+/* The weights of a model alone, for generation and conversion. Local. */
+int state_load_weights(const struct model *m, struct exec *x, struct ckpt *c, struct err *e);
+/* Masters from weights, after initialisation. Local. */
+void state_refresh_masters(struct step *s);
+/* Reads the position that state_save wrote. EXIT_BAD_DATA where the checkpoint holds weights alone. Local. */
+int position_read(const struct ckpt *c, struct position *out, struct err *e);
+
+#endif

@@ -1,0 +1,52 @@
+/* One optimizer step on one rank: micro-batches through the program, reduction, update. Floor: train. */
+#ifndef PENTAD_TRAIN_STEP_H
+#define PENTAD_TRAIN_STEP_H
+
+#include "data/dataset.h"
+#include "train/program.h"
+
+struct comm;
+
+/* A device and this rank's place among the data-parallel ranks; not owned. */
+struct place_of_rank {
+	const struct backend *backend;
+	struct stream *stream;
+	struct comm *data_parallel; /* NULL or a group of one: no collectives */
+	int data_parallel_rank;
+};
+
+struct step {
+	const struct config *config;
+	struct place_of_rank at;
+	struct program program;
+	struct exec_comm comm;
+	struct exec *exec;
+	int32_t *tokens, *targets; /* [B·T] staging */
+	int64_t *keys;             /* [B] */
+	uint64_t dropout_key;
+};
+
+struct step_result {
+	double lm_loss;   /* mean over the targets of the global batch */
+	double grad_norm; /* before clipping; 0 for evaluation */
+	bool skipped;     /* not finite: weights were left alone */
+};
+
+/* Builds the program for MODEL_TRAIN or MODEL_EVALUATE and allocates its memory. An evaluation uses the
+ * weights of `weights_of` (its training step). *s must not be moved. Local. */
+int step_create(struct step *s, const struct config *c, enum model_use use, const struct place_of_rank *at,
+                const struct step *weights_of, struct err *e);
+void step_free(struct step *s);
+/* Samples [first_sample, first_sample + global batch) of the dataset, this rank's share of them (d NULL:
+ * made-up tokens): forward,
+ * backward, reduction; weights do not change yet. Collective over data_parallel. */
+int step_gradients(struct step *s, const struct dataset *d, uint64_t first_sample, struct step_result *r,
+                   struct err *e);
+/* Clips and updates; `step` counts from 1. Not for a skipped result. Local. */
+int step_update(struct step *s, int64_t step, double lr, struct err *e);
+/* Forward alone: the mean loss of global batches [0, n) from first_sample on. Collective over data_parallel.
+ */
+int step_evaluate(struct step *s, const struct dataset *d, uint64_t first_sample, int64_t n, double *lm_loss,
+                  struct err *e);
+
+#endif
