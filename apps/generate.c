@@ -10,6 +10,7 @@
 #include "data/tokenizer.h"
 #include "train/generate.h"
 #include "train/run.h"
+#include "train/state.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -24,7 +25,7 @@ struct request {
 };
 
 struct session {
-	struct ckpt *ckpt;
+	struct weights weights;
 	struct config config;
 	bool configured;
 	struct tokenizer *tokenizer;
@@ -44,8 +45,8 @@ static bool exists(const char *path)
 static int open_tokenizer(struct session *s, const struct request *q, struct err *e)
 {
 	char beside[PATH_MAX];
-	const struct json *group = json_get(ckpt_meta(s->ckpt), "tokenizer");
-	const char *trained = json_get_string(group, "tokenizer_model", NULL);
+	const struct json *meta = s->weights.ckpt ? ckpt_meta(s->weights.ckpt) : NULL;
+	const char *trained = json_get_string(meta, "tokenizer_model", NULL);
 	snprintf(beside, sizeof beside, "%s/tokenizer.json", q->checkpoint);
 	const char *path = q->tokenizer ? q->tokenizer : trained && exists(trained) ? trained : beside;
 	if (!exists(path))
@@ -63,16 +64,16 @@ static int open_tokenizer(struct session *s, const struct request *q, struct err
 
 static int open_session(struct session *s, const struct request *q, struct err *e)
 {
-	int rc = ckpt_open(q->checkpoint, CKPT_NEWEST, 0, &s->ckpt, e);
+	int rc = weights_open(q->checkpoint, &s->weights, e);
 	if (rc)
 		return rc;
 	s->configured = true;
-	rc = generate_read_config(s->ckpt, &s->config, e);
+	rc = generate_read_config(&s->weights, &s->config, e);
 	if (!rc)
 		rc = open_tokenizer(s, q, e);
 	if (!rc)
 		rc = run_open_device(&s->config, 1, &s->backend, &s->stream, e);
-	return rc ? rc : generator_new(&s->config, s->ckpt, s->backend, s->stream, &s->generator, e);
+	return rc ? rc : generator_new(&s->config, &s->weights, s->backend, s->stream, &s->generator, e);
 }
 
 static void close_session(struct session *s)
@@ -84,7 +85,7 @@ static void close_session(struct session *s)
 	tokenizer_free(s->tokenizer);
 	if (s->configured)
 		config_free(&s->config);
-	ckpt_close(s->ckpt);
+	weights_close(&s->weights);
 }
 
 static int write_piece(const struct session *s, int32_t id, struct err *e)

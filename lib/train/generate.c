@@ -2,6 +2,7 @@
 #include "base/json.h"
 #include "base/rng.h"
 #include "ckpt/ckpt.h"
+#include "model/hf.h"
 #include "train/state.h"
 
 #include <math.h>
@@ -41,21 +42,13 @@ static size_t list_settings(const struct json *model, struct arena *a, const cha
 	return n;
 }
 
-int generate_read_config(const struct ckpt *checkpoint, struct config *c, struct err *e)
+static int config_of_model(const struct json *model, bool bf16, struct config *c, struct err *e)
 {
-	const struct json *model = json_get_type(ckpt_meta(checkpoint), "model", JSON_OBJECT);
-	const struct ckpt_entry *any = ckpt_count(checkpoint) ? ckpt_entry(checkpoint, 0) : NULL;
 	struct arena a = {0};
-	if (!model || !any) {
-		memset(c, 0, sizeof *c);
-		return err_set(e, EXIT_BAD_DATA, "%s: says nothing of the model it holds",
-		               ckpt_path(checkpoint));
-	}
 	const char **sets = mem_array(model->count + 2, sizeof *sets);
 	size_t n = list_settings(model, &a, sets);
 	sets[n++] = "train.train_iters=1";
-	const struct ckpt_entry *table = ckpt_find(checkpoint, "model", "embedding.word_embeddings.weight");
-	sets[n++] = table && table->dtype == DT_bf16 ? "mixed_precision=bf16" : "mixed_precision=fp32";
+	sets[n++] = bf16 ? "mixed_precision=bf16" : "mixed_precision=fp32";
 	struct config_source source = {.sets = sets, .n_sets = n};
 	int rc = config_load(c, &source, e);
 	if (!rc)
@@ -63,6 +56,33 @@ int generate_read_config(const struct ckpt *checkpoint, struct config *c, struct
 	free(sets);
 	arena_free(&a);
 	return rc;
+}
+
+static int config_of_folder(const struct hf *hf, struct config *c, struct err *e)
+{
+	struct arena a = {0};
+	struct buf text = {0};
+	struct json *model;
+	hf_model_put_json(hf_model(hf), &text);
+	int rc = json_parse(&a, "config.json", text.data, text.length, &model, e);
+	if (!rc)
+		rc = config_of_model(model, hf_count(hf) && hf_dtype(hf, 0) == DT_bf16, c, e);
+	buf_free(&text);
+	arena_free(&a);
+	return rc;
+}
+
+int generate_read_config(const struct weights *w, struct config *c, struct err *e)
+{
+	memset(c, 0, sizeof *c);
+	if (w->hf)
+		return config_of_folder(w->hf, c, e);
+	const struct json *model = json_get_type(ckpt_meta(w->ckpt), "model", JSON_OBJECT);
+	const struct ckpt_entry *table = ckpt_find(w->ckpt, "model", "embedding.word_embeddings.weight");
+	if (!model || !table)
+		return err_set(e, EXIT_BAD_DATA, "%s: says nothing of the model it holds",
+		               ckpt_path(w->ckpt));
+	return config_of_model(model, table->dtype == DT_bf16, c, e);
 }
 
 static int open_program(struct generator *g, struct program *t, int32_t rows, struct exec **x,
@@ -75,7 +95,7 @@ static int open_program(struct generator *g, struct program *t, int32_t rows, st
 	return rc ? rc : exec_create(x, &t->prog, backend, stream, &options, e);
 }
 
-int generator_new(const struct config *c, struct ckpt *checkpoint, const struct backend *backend,
+int generator_new(const struct config *c, const struct weights *w, const struct backend *backend,
                   struct stream *stream, struct generator **out, struct err *e)
 {
 	struct generator *g = mem_array(1, sizeof *g);
@@ -84,7 +104,7 @@ int generator_new(const struct config *c, struct ckpt *checkpoint, const struct 
 	if (!rc)
 		rc = open_program(g, &g->single, 1, &g->single_exec, backend, stream, e);
 	if (!rc)
-		rc = state_load_weights(&g->chunk.model, g->chunk_exec, checkpoint, e);
+		rc = state_load_weights(&g->chunk.model, g->chunk_exec, w, e);
 	if (rc) {
 		generator_free(g);
 		return rc;

@@ -5,7 +5,7 @@
 
 #include "train/program.h"
 
-struct ckpt;
+struct weights;
 struct generator;
 
 /* What to draw from: the softmax of logits / temperature, cut to the top_k most likely tokens and to the
@@ -17,11 +17,11 @@ struct sampling {
 	uint64_t seed;
 };
 
-/* The configuration of the model that a checkpoint holds, from what the checkpoint says of itself. *c is due
+/* The configuration of a model, from what its checkpoint or folder says of itself. *c is due
  * to config_free whatever it returns. Local. */
-int generate_read_config(const struct ckpt *checkpoint, struct config *c, struct err *e);
+int generate_read_config(const struct weights *w, struct config *c, struct err *e);
 /* Loads the weights onto a device. c outlives the generator; backend and stream are not owned. Local. */
-int generator_new(const struct config *c, struct ckpt *checkpoint, const struct backend *backend,
+int generator_new(const struct config *c, const struct weights *w, const struct backend *backend,
                   struct stream *stream, struct generator **out, struct err *e);
 void generator_free(struct generator *g);
 /* Forgets the sequence. */

@@ -6,6 +6,7 @@
 #include "comm/comm.h"
 #include "data/indexed.h"
 #include "data/tokenizer.h"
+#include "model/hf.h"
 #include "train/meter.h"
 #include "train/probe.h"
 #include "train/schedule.h"
@@ -157,7 +158,7 @@ static int resume(struct run *r, struct ckpt *c, struct err *e)
 	struct position at;
 	int rc = position_read(c, &at, e);
 	if (!rc)
-		rc = state_load(&r->step, c, true, e);
+		rc = state_load(&r->step, &(struct weights){.ckpt = c}, true, e);
 	if (rc)
 		return rc;
 	if (r->data && at.dataset_fingerprint != r->position.dataset_fingerprint)
@@ -171,17 +172,20 @@ static int resume(struct run *r, struct ckpt *c, struct err *e)
 
 static int start_from_weights(struct run *r, const char *path, struct err *e)
 {
-	struct ckpt *c;
-	int rc = open_checkpoint(r, path, &c, e);
-	if (rc)
-		return rc;
-	if (!c)
-		return err_set(e, EXIT_NO_INPUT, "checkpoint.pretrained_checkpoint: %s: no checkpoint there",
-		               path);
-	rc = comm_any(r->world, state_load(&r->step, c, false, e), e);
+	struct weights w = {0};
+	int rc = 0;
+	if (hf_is_folder(path))
+		rc = comm_any(r->world, weights_open(path, &w, e), e);
+	else
+		rc = open_checkpoint(r, path, &w.ckpt, e);
+	if (!rc && !w.ckpt && !w.hf)
+		rc = err_set(e, EXIT_NO_INPUT, "checkpoint.pretrained_checkpoint: %s: no checkpoint there",
+		             path);
 	if (!rc)
-		log_info("weights from %s", ckpt_path(c));
-	ckpt_close(c);
+		rc = comm_any(r->world, state_load(&r->step, &w, false, e), e);
+	if (!rc)
+		log_info("weights from %s", w.ckpt ? ckpt_path(w.ckpt) : path);
+	weights_close(&w);
 	return rc;
 }
 

@@ -2,6 +2,7 @@
 #include "base/json.h"
 #include "ckpt/ckpt.h"
 #include "comm/comm.h"
+#include "model/hf.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -134,42 +135,20 @@ static int gather_records(struct comm *world, const struct buf *mine, struct buf
 	return rc;
 }
 
-/* The resolved values of a group as a JSON object: what convert and generate need to know of a run. */
-static void put_group_json(const struct config *c, const char *group, struct buf *b)
-{
-	const struct option_table *t = c->set.table;
-	size_t length = strlen(group);
-	const char *comma = "";
-	buf_puts(b, "{");
-	for (size_t i = 0; i < t->n; i++) {
-		const struct option *o = &t->rows[i];
-		if (strncmp(o->key, group, length) || o->key[length] != '.')
-			continue;
-		struct buf value = {0};
-		option_put_value(&c->set, o, &value);
-		buf_printf(b, "%s\"%s\": ", comma, o->key + length + 1);
-		bool is_text =
-		        (o->type == OPTION_STRING || o->type == OPTION_ENUM) && !option_is_null(&c->set, o);
-		if (is_text)
-			json_put_string(b, value.data, value.length);
-		else
-			buf_add(b, value.data, value.length);
-		buf_free(&value);
-		comma = ", ";
-	}
-	buf_puts(b, "}");
-}
-
 static void write_meta(const struct step *s, const struct position *at, struct buf *meta)
 {
 	buf_printf(meta, "{\"step\": %lld, \"updates\": %lld, \"consumed_samples\": %llu, ",
 	           (long long)at->step, (long long)at->updates, (unsigned long long)at->consumed_samples);
 	buf_printf(meta, "\"dataset_fingerprint\": \"%016llx\", \"config_hash\": \"%016llx\", ",
 	           (unsigned long long)at->dataset_fingerprint, (unsigned long long)config_hash(s->config));
-	buf_puts(meta, "\"tokenizer\": ");
-	put_group_json(s->config, "tokenizer", meta);
-	buf_puts(meta, ", \"model\": ");
-	put_group_json(s->config, "model", meta);
+	const char *tokenizer = s->config->tokenizer.tokenizer_model;
+	if (tokenizer) {
+		buf_puts(meta, "\"tokenizer_model\": ");
+		json_put_string(meta, tokenizer, strlen(tokenizer));
+		buf_puts(meta, ", ");
+	}
+	buf_puts(meta, "\"model\": ");
+	hf_model_put_json(&s->config->model, meta);
 	struct buf yaml = {0};
 	config_write_yaml(s->config, &yaml);
 	buf_puts(meta, ", \"config\": ");
@@ -217,9 +196,50 @@ done:
 	return rc;
 }
 
+int weights_open(const char *path, struct weights *out, struct err *e)
+{
+	*out = (struct weights){0};
+	return hf_is_folder(path) ? hf_open(path, &out->hf, e)
+	                          : ckpt_open(path, CKPT_NEWEST, 0, &out->ckpt, e);
+}
+
+void weights_close(struct weights *w)
+{
+	hf_close(w->hf);
+	ckpt_close(w->ckpt);
+	*w = (struct weights){0};
+}
+
+static int read_part(const struct weights *w, const char *kind, const struct part *part, enum dtype dtype,
+                     void *out, struct err *e)
+{
+	if (w->hf)
+		return hf_read_box(w->hf, part->name, part->offset, part->extent, dtype, out, e);
+	const struct ckpt_entry *entry = ckpt_find(w->ckpt, kind, part->name);
+	if (entry &&
+	    (entry->nd != part->nd || memcmp(entry->shape, part->shape, sizeof(int64_t) * (size_t)part->nd)))
+		return err_set(e, EXIT_CONFIG,
+		               "%s: %s is [%lld,%lld] in the checkpoint, [%lld,%lld] in the configuration",
+		               ckpt_path(w->ckpt), part->name, (long long)entry->shape[0],
+		               (long long)(entry->nd > 1 ? entry->shape[1] : 1), (long long)part->shape[0],
+		               (long long)(part->nd > 1 ? part->shape[1] : 1));
+	return ckpt_read_box(w->ckpt, kind, part->name, part->offset, part->extent, dtype, out, e);
+}
+
+/* Which state of the file serves: a master is the exact weight, and where there is none the weight is exact.
+ */
+static const char *best_kind(const struct weights *w, const struct part *part, enum kind kind,
+                             enum dtype dtype)
+{
+	bool has_master = w->ckpt && ckpt_find(w->ckpt, kind_names[KIND_master], part->name);
+	if (kind == KIND_model && dtype == DT_f32 && has_master)
+		return kind_names[KIND_master];
+	return kind_names[kind == KIND_master && !has_master ? KIND_model : kind];
+}
+
 /* Reads one state of one parameter, part by part, as the type the program wants. */
 static int load_value(const struct model *m, struct exec *x, size_t k, int32_t value, enum kind kind,
-                      struct ckpt *c, struct err *e)
+                      const struct weights *w, struct err *e)
 {
 	const struct param *q = &m->param[k];
 	const struct value *v = &m->prog->value[value];
@@ -228,24 +248,8 @@ static int load_value(const struct model *m, struct exec *x, size_t k, int32_t v
 	for (int32_t i = 0; i < q->n_parts && !rc; i++) {
 		const struct part *part = &m->part[q->first_part + i];
 		int64_t row = part->nd > 1 ? part->extent[1] : 1;
-		/* A master in the checkpoint is the exact weight; one that is absent was not needed. */
-		bool exact = kind == KIND_model && v->dtype == DT_f32 &&
-		             ckpt_find(c, kind_names[KIND_master], part->name);
-		bool plain = kind == KIND_master && !ckpt_find(c, kind_names[KIND_master], part->name);
-		const char *from = kind_names[exact ? KIND_master : plain ? KIND_model : kind];
-		const struct ckpt_entry *entry = ckpt_find(c, from, part->name);
-		if (entry && (entry->nd != part->nd ||
-		              memcmp(entry->shape, part->shape, sizeof(int64_t) * (size_t)part->nd)))
-			rc = err_set(
-			        e, EXIT_CONFIG,
-			        "%s: %s is [%lld,%lld] in the checkpoint, [%lld,%lld] in the configuration",
-			        ckpt_path(c), part->name, (long long)entry->shape[0],
-			        (long long)(entry->nd > 1 ? entry->shape[1] : 1), (long long)part->shape[0],
-			        (long long)(part->nd > 1 ? part->shape[1] : 1));
-		if (!rc)
-			rc = ckpt_read_box(c, from, part->name, part->offset, part->extent,
-			                   (enum dtype)v->dtype,
-			                   host + part->local_row * row * dtype_rows[v->dtype].bytes, e);
+		rc = read_part(w, best_kind(w, part, kind, (enum dtype)v->dtype), part, (enum dtype)v->dtype,
+		               host + part->local_row * row * dtype_rows[v->dtype].bytes, e);
 	}
 	if (!rc)
 		exec_upload(x, value, host);
@@ -253,11 +257,11 @@ static int load_value(const struct model *m, struct exec *x, size_t k, int32_t v
 	return rc;
 }
 
-int state_load_weights(const struct model *m, struct exec *x, struct ckpt *c, struct err *e)
+int state_load_weights(const struct model *m, struct exec *x, const struct weights *w, struct err *e)
 {
 	int rc = 0;
 	for (size_t k = 0; k < m->n_param && !rc; k++)
-		rc = load_value(m, x, k, m->param[k].value, KIND_model, c, e);
+		rc = load_value(m, x, k, m->param[k].value, KIND_model, w, e);
 	return rc;
 }
 
@@ -299,17 +303,17 @@ void state_refresh_masters(struct step *s)
 	}
 }
 
-int state_load(struct step *s, struct ckpt *c, bool optimizer, struct err *e)
+int state_load(struct step *s, const struct weights *w, bool optimizer, struct err *e)
 {
 	const struct model *m = &s->program.model;
-	int rc = s->config->checkpoint.strict ? refuse_unknown(m, c, e) : 0;
+	int rc = s->config->checkpoint.strict && w->ckpt ? refuse_unknown(m, w->ckpt, e) : 0;
 	if (!rc)
-		rc = state_load_weights(m, s->exec, c, e);
+		rc = state_load_weights(m, s->exec, w, e);
 	for (size_t k = 0; k < m->n_param && !rc; k++)
 		for (int kind = KIND_master; kind < KIND_COUNT && !rc; kind++) {
 			int32_t v = value_of(s, k, (enum kind)kind);
 			if (v != NONE && (optimizer || kind == KIND_master))
-				rc = load_value(m, s->exec, k, v, (enum kind)kind, c, e);
+				rc = load_value(m, s->exec, k, v, (enum kind)kind, w, e);
 		}
 	return rc;
 }

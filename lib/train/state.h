@@ -6,6 +6,16 @@
 #include "train/step.h"
 
 struct ckpt;
+struct hf;
+
+/* Where weights come from: a checkpoint of ours or a Hugging Face folder; the other is NULL. */
+struct weights {
+	struct ckpt *ckpt;
+	struct hf *hf;
+};
+/* EXIT_NO_INPUT, EXIT_BAD_DATA. Local. */
+int weights_open(const char *path, struct weights *out, struct err *e);
+void weights_close(struct weights *w);
 
 /* Everything about a run besides tensors. */
 struct position {
@@ -19,12 +29,12 @@ struct position {
  * all return the same code. Collective over `world`. */
 int state_save(const struct step *s, const struct position *at, struct comm *world, const char *dir,
                struct err *e);
-/* Fills weights, and with `optimizer` also moments, from an open checkpoint of any layout and precision.
+/* Fills weights, and with `optimizer` also moments, from weights of any layout and precision.
  * Without optimizer, moments are zero and masters equal the weights. EXIT_BAD_DATA names the tensor. Local.
  */
-int state_load(struct step *s, struct ckpt *c, bool optimizer, struct err *e);
+int state_load(struct step *s, const struct weights *w, bool optimizer, struct err *e);
 /* The weights of a model alone, for generation and conversion. Local. */
-int state_load_weights(const struct model *m, struct exec *x, struct ckpt *c, struct err *e);
+int state_load_weights(const struct model *m, struct exec *x, const struct weights *w, struct err *e);
 /* Masters from weights, after initialisation. Local. */
 void state_refresh_masters(struct step *s);
 /* Reads the position that state_save wrote. EXIT_BAD_DATA where the checkpoint holds weights alone. Local. */
