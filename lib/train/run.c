@@ -134,14 +134,14 @@ static int make_folder(struct run *r, struct err *e)
 
 /* Where to begin: this run's newest checkpoint, another's, pretrained weights, or initial values */
 
-/* Rank 0 finds the step, the others open the same one. *out NULL: there is none at all. */
+/* Rank 0 finds the newest step whose checksums are all right, the others open the same one. *out NULL: there is none at all. */
 static int open_checkpoint(struct run *r, const char *path, struct ckpt **out, struct err *e)
 {
 	int64_t step = -1;
 	int rc = 0;
 	*out = NULL;
 	if (r->world->rank == 0) {
-		rc = ckpt_open(path, CKPT_NEWEST, 0, out, e);
+		rc = ckpt_open(path, CKPT_NEWEST, CKPT_VERIFY, out, e);
 		step = rc ? -1 : ckpt_step(*out);
 		if (rc == EXIT_NO_INPUT)
 			rc = 0;

@@ -1,0 +1,6 @@
+#include "model/config.h"
+
+OPTION_ENUM_DEFINE(model_architecture, MODEL_ARCHITECTURES)
+OPTION_ENUM_DEFINE(model_position, MODEL_POSITIONS)
+OPTION_ENUM_DEFINE(model_normalization, MODEL_NORMALIZATIONS)
+OPTION_ENUM_DEFINE(model_activation, MODEL_ACTIVATIONS)

@@ -1,0 +1,599 @@
+/* config.json <-> the group `model`. Values pass through the table of options, so that ranges are checked
+ * there. */
+#include "base/err.h"
+#include "base/json.h"
+#include "base/mem.h"
+#include "model/hf.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct values {
+	struct model_config model;
+};
+
+static const struct option option_rows[] = {
+#define OPTION_VALUES struct values
+#define OPTION_GROUP model
+#include "base/option_rows.h"
+#include "model/config.def"
+#include "base/option_end.h"
+#undef OPTION_GROUP
+};
+enum { N_OPTIONS = sizeof option_rows / sizeof *option_rows };
+static const struct option_group group = {.name = "model", .doc = "the network"};
+static const struct option_table table = {
+        .rows = option_rows, .n = N_OPTIONS, .groups = &group, .n_groups = 1};
+
+/* Values under construction; `from` is config.json, `name` what messages call it. */
+struct config_reader {
+	struct values values;
+	struct option_origin origins[N_OPTIONS];
+	struct arena arena;
+	struct option_set set;
+	const struct json *from;
+	const char *name;
+	enum hf_family family;
+	struct err *e;
+};
+
+static void begin(struct config_reader *r, const char *name, struct err *e)
+{
+	memset(r, 0, sizeof *r);
+	r->name = name;
+	r->e = e;
+	r->set = (struct option_set){
+	        .table = &table, .values = &r->values, .origins = r->origins, .arena = &r->arena};
+	option_set_defaults(&r->set);
+}
+
+static int refuse(struct config_reader *r, const char *key, const char *what)
+{
+	return err_set(r->e, EXIT_BAD_DATA, "%s: \"%s\": %s", r->name, key, what);
+}
+
+/* model.KEY = text of the value. */
+static int set_text(struct config_reader *r, const char *key, const char *text)
+{
+	struct err why = {0};
+	if (!option_set_text(&r->set, arena_printf(&r->arena, "model.%s=%s", key, text), OPTION_FROM_OTHER,
+	                     r->name, &why))
+		return 0;
+	return err_set(r->e, EXIT_BAD_DATA, "%s", why.text);
+}
+
+static int set_number(struct config_reader *r, const char *key, double x)
+{
+	struct buf b = {0};
+	json_put_number(&b, x);
+	int rc = set_text(r, key, b.data);
+	buf_free(&b);
+	return rc;
+}
+
+static int set_integer(struct config_reader *r, const char *key, int64_t x)
+{
+	return set_text(r, key, arena_printf(&r->arena, "%" PRId64, x));
+}
+
+static int set_bool(struct config_reader *r, const char *key, bool x)
+{
+	return set_text(r, key, x ? "true" : "false");
+}
+
+enum style { GPT2 = 1, LLAMA = 2, BOTH = 3 };
+
+static unsigned style_of(enum hf_family f)
+{
+	return f == HF_GPT2 ? GPT2 : LLAMA;
+}
+
+/* What is called differently and means the same. `optional`: transformers fills it in where it is absent. */
+static const struct key {
+	unsigned styles;
+	const char *hf, *ours;
+	bool integer, optional;
+} keys[] = {
+        {GPT2, "n_layer", "num_layers", true, false},
+        {GPT2, "n_embd", "hidden_size", true, false},
+        {GPT2, "n_head", "num_attention_heads", true, false},
+        {GPT2, "n_inner", "ffn_hidden_size", true, true},
+        {GPT2, "n_positions", "max_position_embeddings", true, false},
+        {GPT2, "layer_norm_epsilon", "norm_epsilon", false, true},
+        {GPT2, "attn_pdrop", "attention_dropout", false, true},
+        {GPT2, "resid_pdrop", "hidden_dropout", false, true},
+        {LLAMA, "num_hidden_layers", "num_layers", true, false},
+        {LLAMA, "hidden_size", "hidden_size", true, false},
+        {LLAMA, "num_attention_heads", "num_attention_heads", true, false},
+        {LLAMA, "num_key_value_heads", "num_query_groups", true, true},
+        {LLAMA, "head_dim", "kv_channels", true, true},
+        {LLAMA, "intermediate_size", "ffn_hidden_size", true, false},
+        {LLAMA, "max_position_embeddings", "max_position_embeddings", true, false},
+        {LLAMA, "rms_norm_eps", "norm_epsilon", false, false},
+        {LLAMA, "attention_dropout", "attention_dropout", false, true},
+        {BOTH, "vocab_size", "vocab_size", true, false},
+        {BOTH, "initializer_range", "init_method_std", false, true},
+};
+enum { N_KEYS = sizeof keys / sizeof *keys };
+
+static int read_keys(struct config_reader *r)
+{
+	for (size_t i = 0; i < N_KEYS; i++) {
+		const struct key *k = &keys[i];
+		const struct json *v = json_get(r->from, k->hf);
+		if (!(k->styles & style_of(r->family)))
+			continue;
+		if (!v || v->type == JSON_NULL) {
+			if (k->optional)
+				continue;
+			return refuse(r, k->hf, "missing");
+		}
+		if (v->type != JSON_NUMBER || (k->integer && !v->is_integer))
+			return refuse(r, k->hf, k->integer ? "must be an integer" : "must be a number");
+		if (k->integer ? set_integer(r, k->ours, v->integer) : set_number(r, k->ours, v->number))
+			return r->e->code;
+	}
+	return 0;
+}
+
+/* What the classes of transformers take where a key is absent or null. */
+static int derive(struct config_reader *r)
+{
+	struct model_config *m = &r->values.model;
+	if (m->num_query_groups == OPTION_NULL_INT)
+		m->num_query_groups = m->num_attention_heads;
+	if (m->ffn_hidden_size == OPTION_NULL_INT)
+		m->ffn_hidden_size = 4 * m->hidden_size;
+	if (m->kv_channels == OPTION_NULL_INT) {
+		if (m->hidden_size % m->num_attention_heads)
+			return refuse(r, "hidden_size", "is no multiple of the number of attention heads");
+		m->kv_channels = m->hidden_size / m->num_attention_heads;
+	}
+	if (m->num_attention_heads % m->num_query_groups)
+		return refuse(r, "num_key_value_heads", "does not divide the number of attention heads");
+	enum { LONGEST_SAMPLE = 4096 };
+	m->seq_length =
+	        m->max_position_embeddings < LONGEST_SAMPLE ? m->max_position_embeddings : LONGEST_SAMPLE;
+	return 0;
+}
+
+static const struct {
+	unsigned style;
+	const char *hf;
+	enum model_activation ours;
+} activations[] = {
+        {GPT2, "gelu_new", MODEL_GELU},      {GPT2, "gelu_pytorch_tanh", MODEL_GELU},
+        {GPT2, "gelu", MODEL_GELU_EXACT},    {GPT2, "relu", MODEL_RELU},
+        {GPT2, "relu2", MODEL_SQUARED_RELU}, {LLAMA, "silu", MODEL_SWIGLU},
+        {LLAMA, "swish", MODEL_SWIGLU},      {LLAMA, "gelu_pytorch_tanh", MODEL_GEGLU},
+        {LLAMA, "gelu_new", MODEL_GEGLU},
+};
+enum { N_ACTIVATIONS = sizeof activations / sizeof *activations };
+
+static int read_activation(struct config_reader *r)
+{
+	bool gpt2 = r->family == HF_GPT2;
+	const char *key = gpt2 ? "activation_function" : "hidden_act";
+	const char *word = json_get_string(r->from, key, gpt2 ? "gelu_new" : "silu");
+	for (size_t i = 0; i < N_ACTIVATIONS; i++)
+		if (activations[i].style == style_of(r->family) && !strcmp(activations[i].hf, word)) {
+			r->values.model.activation = activations[i].ours;
+			return 0;
+		}
+	return refuse(r, key,
+	              gpt2 ? "gelu_new, gelu_pytorch_tanh, gelu, relu and relu2 are built"
+	                   : "silu and gelu_pytorch_tanh are built");
+}
+
+static int read_llama3_scaling(struct config_reader *r, const struct json *from)
+{
+	static const struct {
+		const char *hf, *ours;
+	} rows[] = {{"factor", "rope_scaling_factor"},
+	            {"low_freq_factor", "rope_scaling_low_freq_factor"},
+	            {"high_freq_factor", "rope_scaling_high_freq_factor"}};
+	const struct json *length = json_get_type(from, "original_max_position_embeddings", JSON_NUMBER);
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+		const struct json *v = json_get_type(from, rows[i].hf, JSON_NUMBER);
+		if (!v)
+			return refuse(r, rows[i].hf, "missing in the rope scaling of llama3");
+		if (set_number(r, rows[i].ours, v->number))
+			return r->e->code;
+	}
+	if (!length || !length->is_integer)
+		return refuse(r, "original_max_position_embeddings", "missing in the rope scaling of llama3");
+	if (set_integer(r, "rope_scaling_original_max_position_embeddings", length->integer))
+		return r->e->code;
+	return set_bool(r, "use_rope_scaling", true);
+}
+
+/* rope_parameters since transformers 5; rope_theta and rope_scaling before. */
+static int read_rope(struct config_reader *r)
+{
+	const struct json *p = json_get_type(r->from, "rope_parameters", JSON_OBJECT);
+	const struct json *scaling = p ? p : json_get_type(r->from, "rope_scaling", JSON_OBJECT);
+	double theta = json_get_number(p, "rope_theta", json_get_number(r->from, "rope_theta", 10000));
+	double part = json_get_number(p, "partial_rotary_factor",
+	                              json_get_number(r->from, "partial_rotary_factor", 1));
+	const char *type = json_get_string(scaling, "rope_type", json_get_string(scaling, "type", "default"));
+	if (set_number(r, "rotary_base", theta))
+		return r->e->code;
+	if (part != 1)
+		return refuse(r, "partial_rotary_factor", "only 1 is built for this family");
+	if (!strcmp(type, "default"))
+		return 0;
+	if (!strcmp(type, "llama3"))
+		return read_llama3_scaling(r, scaling);
+	return refuse(r, "rope_type", "\"default\" and \"llama3\" are built");
+}
+
+static int read_window(struct config_reader *r)
+{
+	const struct json *v = json_get_type(r->from, "sliding_window", JSON_NUMBER);
+	bool qwen = r->family == HF_QWEN2 || r->family == HF_QWEN3;
+	if (!v || r->family == HF_LLAMA || (qwen && !json_get_bool(r->from, "use_sliding_window", false)))
+		return 0;
+	if (qwen && json_get_integer(r->from, "max_window_layers", 28) != 0)
+		return refuse(r, "max_window_layers",
+		              "a window in some layers alone is not built; 0 or no window works");
+	return v->is_integer ? set_integer(r, "window_size", v->integer)
+	                     : refuse(r, "sliding_window", "must be an integer");
+}
+
+static int read_gpt2(struct config_reader *r)
+{
+	struct model_config *m = &r->values.model;
+	if (!json_get_bool(r->from, "scale_attn_weights", true))
+		return refuse(r, "scale_attn_weights", "only true is built");
+	if (json_get_bool(r->from, "scale_attn_by_inverse_layer_idx", false))
+		return refuse(r, "scale_attn_by_inverse_layer_idx", "only false is built");
+	if (json_get_bool(r->from, "add_cross_attention", false))
+		return refuse(r, "add_cross_attention", "only false is built");
+	m->position_embedding_type = MODEL_POSITION_LEARNED_ABSOLUTE;
+	m->normalization = MODEL_LAYERNORM;
+	m->add_bias_linear = true;
+	return 0;
+}
+
+static int read_llama(struct config_reader *r)
+{
+	struct model_config *m = &r->values.model;
+	bool attention_bias = json_get_bool(r->from, "attention_bias", false);
+	bool mlp_bias = json_get_bool(r->from, "mlp_bias", false);
+	m->position_embedding_type = MODEL_POSITION_ROPE;
+	m->normalization = MODEL_RMSNORM;
+	m->add_qkv_bias = r->family == HF_QWEN2;
+	m->qk_layernorm = r->family == HF_QWEN3;
+	if (attention_bias != mlp_bias || (attention_bias && r->family != HF_LLAMA))
+		return refuse(r, "attention_bias",
+		              "biases in attention and feed-forward block, both or none, are built");
+	m->add_bias_linear = attention_bias;
+	return read_rope(r) ? r->e->code : read_window(r);
+}
+
+static int read_family(struct config_reader *r)
+{
+	const char *type = json_get_string(r->from, "model_type", NULL);
+	if (!type)
+		return refuse(r, "model_type", "missing");
+	for (int f = 0; f < HF_FAMILY_COUNT; f++)
+		if (!strcmp(type, hf_family_name((enum hf_family)f))) {
+			r->family = (enum hf_family)f;
+			return 0;
+		}
+	return err_set(r->e, EXIT_BAD_DATA,
+	               "%s: \"model_type\" is %.60s; gpt2, llama, mistral, qwen2 and qwen3 can be converted",
+	               r->name, type);
+}
+
+static int read_all(struct config_reader *r)
+{
+	if (read_family(r) || read_keys(r) || derive(r) || read_activation(r))
+		return r->e->code;
+	bool tied = json_get_bool(r->from, "tie_word_embeddings", r->family == HF_GPT2);
+	r->values.model.untie_embeddings_and_output_weights = !tied;
+	return r->family == HF_GPT2 ? read_gpt2(r) : read_llama(r);
+}
+
+int hf_config_read(const struct json *config, const char *name, struct model_config *out,
+                   enum hf_family *family, struct err *e)
+{
+	struct config_reader r;
+	begin(&r, name, e);
+	r.from = config;
+	int rc = read_all(&r);
+	const char *why = NULL;
+	if (!rc && !hf_family_fits(r.family, &r.values.model, &why))
+		rc = err_set(e, EXIT_BAD_DATA, "%s: %s needs %s", name, hf_family_name(r.family), why);
+	if (!rc) {
+		*out = r.values.model;
+		*family = r.family;
+	}
+	arena_free(&r.arena);
+	return rc;
+}
+
+static void put_value(const struct option_set *s, const struct option *o, bool quoted, struct buf *b)
+{
+	struct buf value = {0};
+	option_put_value(s, o, &value);
+	if (quoted && o->type == OPTION_ENUM)
+		json_put_string(b, value.data, value.length);
+	else
+		buf_add(b, value.data, value.length);
+	buf_free(&value);
+}
+
+void hf_model_put_json(const struct model_config *c, struct buf *b)
+{
+	struct config_reader r;
+	struct err e = {0};
+	begin(&r, "", &e);
+	r.values.model = *c;
+	const char *comma = "{";
+	for (size_t i = 0; i < N_OPTIONS; i++) {
+		const struct option *o = &option_rows[i];
+		if (option_is_null(&r.set, o))
+			continue;
+		buf_printf(b, "%s\"%s\": ", comma, o->key + sizeof "model");
+		put_value(&r.set, o, true, b);
+		comma = ", ";
+	}
+	buf_puts(b, "}");
+	arena_free(&r.arena);
+}
+
+void hf_model_put_yaml(const struct model_config *c, struct buf *b)
+{
+	struct config_reader r, d;
+	struct err e = {0};
+	begin(&r, "", &e);
+	begin(&d, "", &e);
+	r.values.model = *c;
+	for (size_t i = 0; i < N_OPTIONS; i++) {
+		const struct option *o = &option_rows[i];
+		struct buf value = {0}, usual = {0};
+		put_value(&r.set, o, false, &value);
+		put_value(&d.set, o, false, &usual);
+		if (o->required || strcmp(value.data, usual.data))
+			buf_printf(b, "  %s: %s\n", o->key + sizeof "model", value.data);
+		buf_free(&value);
+		buf_free(&usual);
+	}
+	arena_free(&r.arena);
+	arena_free(&d.arena);
+}
+
+int hf_model_read_json(const struct json *model, const char *name, struct model_config *out, struct err *e)
+{
+	struct config_reader r;
+	begin(&r, name, e);
+	int rc = model && model->type == JSON_OBJECT
+	                 ? 0
+	                 : err_set(e, EXIT_BAD_DATA, "%s: its meta data do not say what model it is", name);
+	for (const struct json *v = rc ? NULL : model->child; v && !rc; v = v->next) {
+		struct buf text = {0};
+		if (v->type == JSON_NULL ||
+		    !option_find(&table, arena_printf(&r.arena, "model.%.80s", v->key)))
+			continue; /* another version's key says nothing about the weights' names */
+		if (v->type == JSON_STRING)
+			buf_puts(&text, v->string);
+		else if (v->type == JSON_BOOL)
+			buf_puts(&text, v->boolean ? "true" : "false");
+		else if (v->type == JSON_NUMBER && v->is_integer)
+			buf_printf(&text, "%" PRId64, v->integer);
+		else if (v->type == JSON_NUMBER)
+			json_put_number(&text, v->number);
+		rc = set_text(&r, v->key, text.data ? text.data : "");
+		buf_free(&text);
+	}
+	if (!rc && (r.values.model.num_layers < 1 || r.values.model.hidden_size < 1 ||
+	            r.values.model.num_attention_heads < 1 || r.values.model.vocab_size < 1))
+		rc = err_set(e, EXIT_BAD_DATA, "%s: its meta data lack sizes of the model", name);
+	if (!rc && r.values.model.max_position_embeddings == OPTION_NULL_INT)
+		r.values.model.max_position_embeddings = r.values.model.seq_length;
+	r.from = model;
+	if (!rc) {
+		int64_t seq_length = r.values.model.seq_length;
+		rc = derive(&r);
+		r.values.model.seq_length = seq_length;
+	}
+	if (!rc)
+		*out = r.values.model;
+	arena_free(&r.arena);
+	return rc;
+}
+
+struct member {
+	const char *key;
+	char *text;
+};
+
+struct config_writer {
+	struct arena arena;
+	struct member *members;
+	size_t n, cap;
+};
+
+static void put(struct config_writer *w, const char *key, char *text)
+{
+	w->members = mem_grow(w->members, w->n, &w->cap, sizeof *w->members);
+	w->members[w->n++] = (struct member){key, text};
+}
+
+static void put_word(struct config_writer *w, const char *key, const char *word)
+{
+	put(w, key, arena_printf(&w->arena, "\"%s\"", word));
+}
+
+static void put_bool(struct config_writer *w, const char *key, bool x)
+{
+	put(w, key, arena_strdup(&w->arena, x ? "true" : "false"));
+}
+
+/* With a point or an exponent, as Python writes what it will read as a float. */
+static char *float_text(struct arena *a, double x)
+{
+	struct buf b = {0};
+	json_put_number(&b, x);
+	if (!strpbrk(b.data, ".en"))
+		buf_puts(&b, ".0");
+	char *text = arena_strdup(a, b.data);
+	buf_free(&b);
+	return text;
+}
+
+static void put_keys(struct config_writer *w, const struct model_config *c, unsigned style)
+{
+	struct values v = {*c};
+	for (size_t i = 0; i < N_KEYS; i++) {
+		const struct key *k = &keys[i];
+		if (!(k->styles & style))
+			continue;
+		const struct option *o = option_find(&table, arena_printf(&w->arena, "model.%s", k->ours));
+		const void *field = (const char *)&v + o->offset_bytes;
+		if (k->integer)
+			put(w, k->hf, arena_printf(&w->arena, "%" PRId64, *(const int64_t *)field));
+		else
+			put(w, k->hf, float_text(&w->arena, *(const double *)field));
+	}
+}
+
+static void put_rope(struct config_writer *w, const struct model_config *c)
+{
+	struct arena *a = &w->arena;
+	char *theta = float_text(a, c->rotary_base);
+	put(w, "rope_theta", theta);
+	if (!c->use_rope_scaling) {
+		put(w, "rope_parameters",
+		    arena_printf(a, "{\"rope_theta\": %s, \"rope_type\": \"default\"}", theta));
+		put(w, "rope_scaling", arena_strdup(a, "null"));
+		return;
+	}
+	char *scaling = arena_printf(
+	        a,
+	        "\"factor\": %s, \"high_freq_factor\": %s, \"low_freq_factor\": %s, "
+	        "\"original_max_position_embeddings\": %" PRId64 ", \"rope_type\": \"llama3\"}",
+	        float_text(a, c->rope_scaling_factor), float_text(a, c->rope_scaling_high_freq_factor),
+	        float_text(a, c->rope_scaling_low_freq_factor),
+	        c->rope_scaling_original_max_position_embeddings);
+	put(w, "rope_parameters", arena_printf(a, "{\"rope_theta\": %s, %s", theta, scaling));
+	put(w, "rope_scaling", arena_printf(a, "{%s", scaling));
+}
+
+static void put_llama(struct config_writer *w, const struct model_config *c, enum hf_family f)
+{
+	bool window = c->window_size != OPTION_NULL_INT;
+	bool qwen = f == HF_QWEN2 || f == HF_QWEN3;
+	put_rope(w, c);
+	if (f == HF_LLAMA || f == HF_QWEN3)
+		put_bool(w, "attention_bias", c->add_bias_linear);
+	if (f == HF_LLAMA)
+		put_bool(w, "mlp_bias", c->add_bias_linear);
+	if (f != HF_LLAMA)
+		put(w, "sliding_window",
+		    window ? arena_printf(&w->arena, "%" PRId64, c->window_size)
+		           : arena_strdup(&w->arena, "null"));
+	if (qwen) {
+		put_bool(w, "use_sliding_window", window);
+		put(w, "max_window_layers",
+		    arena_printf(&w->arena, "%" PRId64, window ? (int64_t)0 : c->num_layers));
+	}
+}
+
+static void put_activation(struct config_writer *w, const struct model_config *c, enum hf_family f)
+{
+	for (size_t i = 0; i < N_ACTIVATIONS; i++)
+		if (activations[i].style == style_of(f) && activations[i].ours == c->activation) {
+			put_word(w, f == HF_GPT2 ? "activation_function" : "hidden_act", activations[i].hf);
+			return;
+		}
+}
+
+static void put_extra(struct config_writer *w, const struct json *extra)
+{
+	static const char *const ids[] = {"bos_token_id", "eos_token_id", "pad_token_id"};
+	for (size_t i = 0; i < sizeof ids / sizeof *ids; i++) {
+		const struct json *v = json_get_type(extra, ids[i], JSON_NUMBER);
+		if (v && v->is_integer)
+			put(w, ids[i], arena_printf(&w->arena, "%" PRId64, v->integer));
+	}
+}
+
+static int compare_members(const void *a, const void *b)
+{
+	return strcmp(((const struct member *)a)->key, ((const struct member *)b)->key);
+}
+
+void hf_config_put(const struct model_config *c, enum hf_family f, enum dtype dtype, const struct json *extra,
+                   struct buf *b)
+{
+	struct config_writer w = {0};
+	const char *word = dtype == DT_bf16 ? "bfloat16" : "float32";
+	put(&w, "architectures", arena_printf(&w.arena, "[\"%s\"]", hf_family_class(f)));
+	put_word(&w, "model_type", hf_family_name(f));
+	put_word(&w, "dtype", word);
+	put_word(&w, "torch_dtype", word);
+	put_bool(&w, "tie_word_embeddings", !c->untie_embeddings_and_output_weights);
+	put_bool(&w, "use_cache", true);
+	put_keys(&w, c, style_of(f));
+	put_activation(&w, c, f);
+	put_extra(&w, extra);
+	if (f == HF_GPT2)
+		put(&w, "embd_pdrop", float_text(&w.arena, c->hidden_dropout));
+	else
+		put_llama(&w, c, f);
+	qsort(w.members, w.n, sizeof *w.members, compare_members);
+	for (size_t i = 0; i < w.n; i++)
+		buf_printf(b, "%s  \"%s\": %s", i ? ",\n" : "{\n", w.members[i].key, w.members[i].text);
+	buf_puts(b, "\n}\n");
+	free(w.members);
+	arena_free(&w.arena);
+}
+
+static const char *needs_gpt2(const struct model_config *c)
+{
+	if (c->position_embedding_type != MODEL_POSITION_LEARNED_ABSOLUTE)
+		return "position_embedding_type learned_absolute";
+	if (c->normalization != MODEL_LAYERNORM || !c->add_bias_linear)
+		return "normalization LayerNorm and add_bias_linear true";
+	if (c->activation == MODEL_SWIGLU || c->activation == MODEL_GEGLU)
+		return "an activation without gate";
+	if (c->num_query_groups != c->num_attention_heads ||
+	    c->kv_channels * c->num_attention_heads != c->hidden_size)
+		return "as many key as query heads, and kv_channels · num_attention_heads = hidden_size";
+	if (c->qk_layernorm || c->window_size != OPTION_NULL_INT)
+		return "neither qk_layernorm nor window_size";
+	return NULL;
+}
+
+static const char *needs_llama(const struct model_config *c, enum hf_family f)
+{
+	if (c->position_embedding_type != MODEL_POSITION_ROPE || c->rotary_percent != 1)
+		return "position_embedding_type rope, rotary_percent 1";
+	if (c->normalization != MODEL_RMSNORM)
+		return "normalization RMSNorm";
+	if (c->activation != MODEL_SWIGLU && c->activation != MODEL_GEGLU)
+		return "activation swiglu or geglu";
+	if (c->add_bias_linear && f != HF_LLAMA)
+		return "add_bias_linear false";
+	if ((c->add_qkv_bias && !c->add_bias_linear) != (f == HF_QWEN2))
+		return f == HF_QWEN2 ? "add_qkv_bias true" : "add_qkv_bias false";
+	if (c->qk_layernorm != (f == HF_QWEN3))
+		return f == HF_QWEN3 ? "qk_layernorm true" : "qk_layernorm false";
+	if (c->window_size != OPTION_NULL_INT && f == HF_LLAMA)
+		return "no window_size";
+	return NULL;
+}
+
+bool hf_family_fits(enum hf_family f, const struct model_config *c, const char **why_not)
+{
+	const char *why = c->num_experts != OPTION_NULL_INT ? "no num_experts"
+	                  : f == HF_GPT2                    ? needs_gpt2(c)
+	                                                    : needs_llama(c, f);
+	if (why)
+		*why_not = why;
+	return !why;
+}

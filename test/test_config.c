@@ -1,0 +1,809 @@
+#include "apps/options.h"
+#include "base/err.h"
+#include "base/json.h"
+#include "base/rng.h"
+#include "base/sys.h"
+#include "base/yaml.h"
+#include "test/test.h"
+#include "train/config.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+/* Keys that make any configuration complete. */
+#define SIZES                                                                                      \
+	"model: {num_layers: 2, hidden_size: 64, num_attention_heads: 4, seq_length: 32}\ntrain: " \
+	"{train_iters: 10}\n"
+
+static char *scratch_file(const char *name, const void *text, size_t bytes)
+{
+	static char path[4][300];
+	static int k;
+	char *p = path[k++ % 4];
+	snprintf(p, sizeof path[0], "%s/%s", test_dir(), name);
+	FILE *f = fopen(p, "wb");
+	if (!f || fwrite(text, 1, bytes, f) != bytes || fclose(f))
+		abort();
+	return p;
+}
+
+/* Loads files, then sets, NULL-ended lists; either may be NULL. */
+static int load(struct config *c, const char *const *files, const char *const *sets, struct err *e)
+{
+	struct config_source src = {files, 0, sets, 0};
+	while (files && files[src.n_files])
+		src.n_files++;
+	while (sets && sets[src.n_sets])
+		src.n_sets++;
+	*e = (struct err){0};
+	return config_load(c, &src, e);
+}
+
+static int load_text(struct config *c, const void *text, size_t bytes, struct err *e)
+{
+	const char *files[] = {scratch_file("a.yaml", text, bytes), NULL};
+	return load(c, files, NULL, e);
+}
+
+static void expect_refused(const char *text, size_t bytes, const char *part, const char *place)
+{
+	struct config c;
+	struct err e;
+	CHECK_INT(load_text(&c, text, bytes, &e), EXIT_CONFIG);
+	CHECK_INT(e.code, EXIT_CONFIG);
+	CHECK_HAS(e.text, part);
+	CHECK_HAS(e.text, place);
+	config_free(&c);
+}
+
+TEST(refuses_bad_yaml)
+{
+	static const struct {
+		const char *text, *part, *place;
+	} rows[] = {
+	        {"model: {num_layrs: 2}", "model.num_layrs: unknown key; did you mean model.num_layers?",
+	         "a.yaml:1:9: "},
+	        {"modle: {num_layers: 2}", "unknown group; did you mean model?", "a.yaml:1:1: "},
+	        {"qwertyuiop: 2", "qwertyuiop: unknown key", "a.yaml:1:1: "},
+	        {"model:\n  num_layers: two",
+	         "model.num_layers: two is not a whole number; allowed: a whole number from 1 to",
+	         "a.yaml:2:15: "},
+	        {"model: {num_layers: 2, num_layers: 3}", "duplicate key, first set in line 1",
+	         "a.yaml:1:24: "},
+	        {"model: {num_layers: 1}\ntrain: {}\nmodel: {hidden_size: 2}", "model: duplicate key",
+	         "a.yaml:3:1: "},
+	        {"model: {num_layers: &n 2}", "anchors", "a.yaml:1:21: "},
+	        {"model: &m {num_layers: 2}", "anchors", "a.yaml:1:8: "},
+	        {"rng: {seed: *n}", "aliases", "a.yaml:1:13: "},
+	        {"rng: {seed: !!int 3}", "tags", "a.yaml:1:13: "},
+	        {"rng: !!map {seed: 3}", "tags", "a.yaml:1:6: "},
+	        {"dataset: {data_path: !<x> [a]}", "tags", "a.yaml:1:22: "},
+	        {"rng: {<<: {seed: 3}}", "merge keys", "a.yaml:1:7: "},
+	        {"%YAML 1.1\n---\nrng: {seed: 3}", "directives", "a.yaml:1:1: "},
+	        {"rng: {seed: 3}\n---\nrng: {seed: 4}", "a second document", "a.yaml:2:1: "},
+	        {"- model\n- train", "a mapping of groups belongs here, not a list", "a.yaml:1:1: "},
+	        {"model", "a mapping of groups belongs here, not a single value", "a.yaml:1:1: "},
+	        {"? [a, b]\n: 3", "a key must be a single word", "a.yaml:1:3: "},
+	        {"rng: {seed: 3", "YAML: ", "a.yaml:"},
+	        {"rng:\n\tseed: 3", "YAML: ", "a.yaml:2:1: "},
+	        {"rng: [seed]", "rng: a mapping of keys belongs here, not a list", "a.yaml:1:6: "},
+	        {"rng: {seed: [1, 2]}", "a list where a single value belongs", "a.yaml:1:13: "},
+	        {"rng: {seed: {a: 2}}", "a mapping where a single value belongs", "a.yaml:1:13: "},
+	        {"dataset: {data_path: [[a]]}", "element 1 is a list", "a.yaml:1:22: "},
+	        {"dataset: {data_path: [a, ]}\nrun: {name: \"a\\0b\"}", "NUL", "a.yaml:2:13: "},
+	        {"rng: {seed: 3}\n\xc2\x80", "control character 0x80", "a.yaml:2:1: "},
+	        {"rng: {seed: 3}\x01", "control character 0x01", "a.yaml:1:15: "},
+	        {"run: {dir: \"a\xff\"}", "byte 0xff at offset 13 is not UTF-8", "a.yaml:1:14: "},
+	        {"run: {dir: \"\xed\xa0\x80\"}", "not UTF-8", "a.yaml:1:13: "},
+	        {"run: {dir: \"\xc0\xaf\"}", "not UTF-8", "a.yaml:1:13: "},
+	        {"comm_overlap: {tp_comm_overlap: true}", "not built yet", "a.yaml:1:1: "},
+	        {"parallel: {tensor_model_parallel_size: 2}",
+	         "parallel.tensor_model_parallel_size: tensor parallelism is not built yet; allowed: 1",
+	         "a.yaml:1:40: "},
+	        {"model: {architecture: t5}", "t5 is not built yet; allowed: gpt", "a.yaml:1:23: "},
+	        {"ddp: {zero_stage: 1}", "not built yet; allowed: 0", "a.yaml:1:19: "},
+	};
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+		expect_refused(rows[i].text, strlen(rows[i].text), rows[i].part, rows[i].place);
+}
+
+TEST(types_are_strict)
+{
+	static const struct {
+		const char *set, *part;
+	} bad[] = {
+	        {"model.qk_layernorm=yes",
+	         "yes is not true or false; allowed: true|false; did you mean true?"},
+	        {"model.qk_layernorm=no", "did you mean false?"},
+	        {"model.qk_layernorm=On", "did you mean true?"},
+	        {"model.qk_layernorm=1", "did you mean true?"},
+	        {"model.qk_layernorm=\"true\"", "did you mean true?"},
+	        {"model.qk_layernorm=", "must not be empty"},
+	        {"model.num_layers=4.0", "did you mean 4?"},
+	        {"model.num_layers=1_000", "did you mean 1000?"},
+	        {"model.num_layers=4k", "4k is not a whole number"},
+	        {"model.num_layers=0x10", "is not a whole number"},
+	        {"model.num_layers=010", "did you mean 10?"},
+	        {"model.num_layers=\"4\"", "did you mean 4?"},
+	        {"model.num_layers=0", "0 is too small; allowed: a whole number from 1 to 100000"},
+	        {"model.num_layers=-1", "too small"},
+	        {"model.num_layers=99999999999999999999", "too large"},
+	        {"train.micro_batch_size=null", "must not be empty"},
+	        {"optimizer.lr=1e400", "too large"},
+	        {"optimizer.lr=.nan", "not a number"},
+	        {"optimizer.lr=.inf", "not a number"},
+	        {"optimizer.lr=0x1p3", "not a number"},
+	        {"optimizer.lr=1e", "not a number"},
+	        {"optimizer.lr=.", "not a number"},
+	        {"optimizer.lr=-1", "too small; allowed: a number from 0 to 1000"},
+	        {"optimizer.adam_beta1=1", "1 is too large; allowed: a number from 0 and below 1"},
+	        {"model.norm_epsilon=0", "0 is too small; allowed: a number above 0"},
+	        {"model.normalization=rmsnorm", "allowed: LayerNorm|RMSNorm; did you mean RMSNorm?"},
+	        {"model.activation=silu", "did you mean swiglu?"},
+	        {"mixed_precision=bf17", "did you mean bf16?"},
+	        {"mixed_precision=fp16", "fp16 is not built yet; allowed: fp32|bf16"},
+	        {"optimizer=adam", "a mapping of keys belongs here"},
+	        {"run.dir=[a", "YAML"},
+	        {"run.dir=*a", "aliases"},
+	        {"lr=3", "did you mean optimizer.lr?"},
+	        {"num_layers", "group.key=value"},
+	        {"=3", "group.key=value"},
+	};
+	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+		struct config c;
+		struct err e;
+		const char *sets[] = {bad[i].set, NULL};
+		CHECK_INT(load(&c, NULL, sets, &e), EXIT_CONFIG);
+		CHECK_HAS(e.text, bad[i].part);
+		CHECK_HAS(e.text, "--set ");
+		CHECK_HAS(e.text, bad[i].set);
+		config_free(&c);
+	}
+}
+
+TEST(takes_what_yaml_writes)
+{
+	const char *sets[] = {"optimizer.lr=1e-5",
+	                      "optimizer.min_lr=0",
+	                      "optimizer.clip_grad=2",
+	                      "model.rotary_base=5e5",
+	                      "run.name=123",
+	                      "run.dir=",
+	                      "dataset.data_path=[a, \"b c\"]",
+	                      "model.qk_layernorm=true",
+	                      "mixed_precision=bf16",
+	                      "model.window_size=null",
+	                      "model.num_layers=+7",
+	                      "optimizer={lr: .5, adam_eps: 1.e-6}",
+	                      "dataset.split='1,2,3'",
+	                      "model.init_method_std=1E-2",
+	                      NULL};
+	struct config c;
+	struct err e;
+	CHECK_INT(load(&c, NULL, sets, &e), 0);
+	CHECK_NEAR(c.optimizer.lr, 0.5, 0);
+	CHECK_NEAR(c.optimizer.adam_eps, 1e-6, 0);
+	CHECK_NEAR(c.optimizer.clip_grad, 2, 0);
+	CHECK_NEAR(c.model.rotary_base, 5e5, 0);
+	CHECK_NEAR(c.model.init_method_std, 0.01, 0);
+	CHECK_STR(c.run.name, "123");
+	CHECK(!c.run.dir);
+	CHECK_INT(c.dataset.data_path.n, 2);
+	CHECK_STR(c.dataset.data_path.items[1], "b c");
+	CHECK(c.model.qk_layernorm);
+	CHECK_INT(c.mixed_precision.precision, PRECISION_BF16);
+	CHECK_INT(c.model.window_size, OPTION_NULL_INT);
+	CHECK_INT(c.model.num_layers, 7);
+	CHECK_STR(c.dataset.split, "1,2,3");
+	config_free(&c);
+}
+
+/* n times `unit`, then `tail`. */
+static char *repeat(const char *unit, size_t n, const char *tail)
+{
+	struct buf b = {0};
+	while (n--)
+		buf_puts(&b, unit);
+	buf_puts(&b, tail);
+	return b.data;
+}
+
+TEST(limits_hold)
+{
+	char *deep = repeat("[", 5000, ""), *block = repeat("- ", 400, "x"), *braces = repeat("{a: ", 40, "");
+	expect_refused(deep, strlen(deep), "nested too deep; allowed: 32 levels", "a.yaml:1:33: ");
+	expect_refused(block, strlen(block), "nested too deep", "a.yaml:1:");
+	expect_refused(braces, strlen(braces), "nested too deep", "a.yaml:1:");
+	char *many = repeat("- 1\n", 20000, ""),
+	     *large = repeat("# 0123456789012345678901234567890\n", 70000, "");
+	expect_refused(many, strlen(many), "allowed: 10000 events", "a.yaml:");
+	expect_refused(large, strlen(large), "1048576", "a.yaml");
+	char *bomb = repeat("a: &a [*a, *a, *a, *a]\n", 50, "");
+	expect_refused(bomb, strlen(bomb), "aliases (*name) are not allowed", "a.yaml:1:8: ");
+	static const char utf16[] = "\xff\xfer\0n\0g\0:\0 \0{\0}\0";
+	expect_refused(utf16, sizeof utf16 - 1, "is the file UTF-16? save it as UTF-8", "a.yaml:1:1: ");
+	expect_refused("r\0n", 3, "not UTF-8 text", "a.yaml:1:2: ");
+	char *lists[] = {deep, block, braces, many, large, bomb};
+	for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
+		free(lists[i]);
+}
+
+TEST(empty_files_are_empty_layers)
+{
+	static const char *const texts[] = {"",   "\n",           "# nothing\n",      "---\n",
+	                                    "{}", "\xef\xbb\xbf", "model:\ntrain:\n", "~"};
+	for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+		struct config c;
+		struct err e;
+		if (!strcmp(texts[i], "~"))
+			CHECK_INT(load_text(&c, texts[i], strlen(texts[i]), &e), EXIT_CONFIG);
+		else
+			CHECK_INT(load_text(&c, texts[i], strlen(texts[i]), &e), 0);
+		config_free(&c);
+	}
+	struct config c;
+	struct err e;
+	CHECK_INT(load_text(&c, "", 0, &e), 0);
+	CHECK_INT(config_check(&c, 1, &e), EXIT_CONFIG);
+	static const char *const required[] = {"model.num_layers: required", "model.hidden_size: required",
+	                                       "model.num_attention_heads: required",
+	                                       "model.seq_length: required", "train.train_iters: required"};
+	for (size_t i = 0; i < sizeof required / sizeof *required; i++)
+		CHECK_HAS(e.text, required[i]);
+	config_free(&c);
+}
+
+TEST(missing_file_is_no_input)
+{
+	struct config c;
+	struct err e;
+	const char *files[] = {"/nonexistent/a.yaml", NULL}, *sets[] = {"model.num_layers=x", NULL};
+	CHECK_INT(load(&c, files, NULL, &e), EXIT_NO_INPUT);
+	CHECK_HAS(e.text, "/nonexistent/a.yaml");
+	config_free(&c);
+	CHECK_INT(load(&c, files, sets, &e), EXIT_CONFIG);
+	CHECK_HAS(e.text, "/nonexistent/a.yaml");
+	CHECK_HAS(e.text, "model.num_layers");
+	config_free(&c);
+	sys_fail_nth(3, EIO);
+	const char *demo[] = {test_golden("config/demo.yaml"), NULL};
+	CHECK_INT(load(&c, demo, NULL, &e), EXIT_IO);
+	sys_fail_nth(0, 0);
+	config_free(&c);
+}
+
+TEST(foreign_spellings_find_ours)
+{
+	static const struct {
+		const char *place, *meant;
+	} rows[] = {
+	        {"1:1: max_steps", "train.train_iters"},
+	        {"2:1: bf16", "mixed_precision? (mixed_precision: bf16)"},
+	        {"4:3: model.num_hidden_layers", "model.num_layers"},
+	        {"5:3: model.num_key_value_heads", "model.num_query_groups"},
+	        {"6:3: model.hidden_act", "model.activation"},
+	        {"7:3: model.recompute_granularity", "recompute.granularity"},
+	        {"9:3: train.lr", "optimizer.lr"},
+	        {"10:3: train.per_device_train_batch_size", "train.micro_batch_size"},
+	        {"11:3: train.learning_rate", "optimizer.lr"},
+	        {"12:12: training.steps", "train.train_iters"},
+	        {"12:23: training.max_norm", "optimizer.clip_grad"},
+	        {"13:15: parallelism.tp", "parallel.tensor_model_parallel_size"},
+	        {"14:7: ddp.use_distributed_optimizer", "ddp.zero_stage? (1 shards the optimizer)"},
+	};
+	struct config c;
+	struct err e;
+	const char *files[] = {test_golden("config/foreign.yaml"), NULL};
+	CHECK_INT(load(&c, files, NULL, &e), EXIT_CONFIG);
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+		char line[200];
+		snprintf(line, sizeof line, "foreign.yaml:%s: unknown key; did you mean %s", rows[i].place,
+		         rows[i].meant);
+		CHECK_HAS(e.text, line);
+	}
+	CHECK_HAS(e.text, "15:1: optimiser: unknown group; did you mean optimizer?");
+	config_free(&c);
+}
+
+TEST(every_alias_leads_to_a_key)
+{
+	const struct option_table *t = config_table();
+	for (size_t i = 0; i < t->n_aliases; i++) {
+		const struct option_alias *a = &t->aliases[i];
+		const char *equals = strchr(a->name, '='), *note = NULL;
+		char name[100];
+		snprintf(name, sizeof name, "%.*s", (int)strcspn(a->name, "="), a->name);
+		const struct option *o = option_find(t, equals ? name : a->key);
+		if (!equals)
+			CHECK(o || !strcmp(a->key, "mixed_precision"));
+		else
+			MUST(o && o->type == OPTION_ENUM);
+		if (equals) {
+			const struct option_choice *c = o->choices;
+			while (c->name && strcmp(c->name, a->key))
+				c++;
+			CHECK(c->name);
+		}
+		CHECK(!option_find(t, a->name)); /* never one of our own */
+		CHECK_STR(option_find_alias(t, a->name, &note), a->key);
+	}
+	const char *note = NULL;
+	CHECK_STR(option_nearest(t, "--Num-Layers", &note), "model.num_layers");
+	CHECK_STR(option_nearest(t, "model.optimizer", &note), "optimizer.optimizer");
+	CHECK(!option_nearest(t, "zzzzzzzzzzzz", &note));
+}
+
+TEST(later_layers_win_and_say_where)
+{
+	struct config c;
+	struct err e;
+	const char *demo = test_golden("config/demo.yaml"),
+	           *experiment = test_golden("config/experiment.yaml");
+	const char *files[] = {demo, experiment, NULL};
+	const char *sets[] = {"train.micro_batch_size=8", "train.micro_batch_size=4", "optimizer.lr=1e-3",
+	                      NULL};
+	MUST(!load(&c, files, sets, &e));
+	CHECK_INT(c.model.num_layers, 6);
+	CHECK_INT(c.model.hidden_size, 256);
+	CHECK_INT(c.train.micro_batch_size, 4);
+	CHECK_INT(c.model.num_query_groups, OPTION_NULL_INT);
+	CHECK_HAS(config_get_origin(&c, "model.num_layers"), "experiment.yaml:4:15");
+	CHECK_HAS(config_get_origin(&c, "model.hidden_size"), "demo.yaml:6:16");
+	CHECK_STR(config_get_origin(&c, "train.micro_batch_size"), "--set train.micro_batch_size=4");
+	CHECK_STR(config_get_origin(&c, "model.rotary_percent"), "default");
+	CHECK(!config_get_origin(&c, "model.nothing"));
+	CHECK(config_is_given(&c, "optimizer.lr"));
+	CHECK(!config_is_given(&c, "model.rotary_percent"));
+	MUST(!config_check(&c, 2, &e));
+	CHECK_STR(config_get_origin(&c, "model.num_query_groups"), "derived");
+	CHECK_INT(c.model.num_query_groups, 8);
+	CHECK_INT(c.derived.accumulation, 4);
+	config_free(&c);
+}
+
+static void check_same_values(const struct config *a, const struct config *b)
+{
+	for (size_t i = 0; i < config_table()->n; i++) {
+		const struct option *o = &config_table()->rows[i];
+		struct buf x = {0}, y = {0};
+		option_put_value(&a->set, o, &x);
+		option_put_value(&b->set, o, &y);
+		if (strcmp(x.data, y.data))
+			test_failed(__FILE__, __LINE__, "%s: %s became %s", o->key, x.data, y.data);
+		buf_free(&x);
+		buf_free(&y);
+	}
+}
+
+/* Writes *c, loads it again, checks again. */
+static void check_round_trip(const struct config *c)
+{
+	struct buf text = {0}, again = {0};
+	struct config d;
+	struct err e;
+	config_write_yaml(c, &text);
+	const char *files[] = {scratch_file("resolved.yaml", text.data, text.length), NULL};
+	if (CHECK(!load(&d, files, NULL, &e)) && CHECK(!config_check(&d, (int)c->derived.world_size, &e))) {
+		check_same_values(c, &d);
+		CHECK(config_hash(c) == config_hash(&d));
+		CHECK_INT(c->derived.accumulation, d.derived.accumulation);
+	} else {
+		test_failed(__FILE__, __LINE__, "%s", e.text);
+	}
+	config_free(&d);
+	buf_free(&text);
+	buf_free(&again);
+}
+
+TEST(resolved_configuration_loads_again)
+{
+	struct config c;
+	struct err e;
+	const char *files[] = {test_golden("config/demo.yaml"), test_golden("config/experiment.yaml"), NULL};
+	const char *sets[] = {"run.name=\"# \\\"odd\\\\\\n: \\u2028\\x7f é\"",
+	                      "scheduler.lr_warmup_iters=null",
+	                      "scheduler.lr_warmup_fraction=0.3",
+	                      "recompute.granularity=full",
+	                      "optimizer.lr=0.1234567890123456789",
+	                      "run.dir='null'",
+	                      "checkpoint.load='1e5'",
+	                      "checkpoint.pretrained_checkpoint='a\xc2\x85model: 3'",
+	                      "tokenizer.tokenizer_model=\"a\nb\"",
+	                      NULL};
+	MUST(!load(&c, files, sets, &e));
+	MUST(!config_check(&c, 1, &e));
+	CHECK_INT(c.scheduler.lr_warmup_iters, 150);
+	CHECK_INT(c.recompute.num_layers, 6);
+	check_round_trip(&c);
+	struct buf text = {0};
+	config_write_yaml(&c, &text);
+	CHECK_HAS(text.data, "# derived: lr_warmup_fraction");
+	CHECK_HAS(text.data, "experiment.yaml:4:15");
+	CHECK_HAS(text.data, "# --set optimizer.lr=0.1234567890123456789");
+	buf_free(&text);
+	config_free(&c);
+}
+
+TEST(strings_read_back)
+{
+	static const char *const strings[] = {"a",
+	                                      "",
+	                                      " a ",
+	                                      "null",
+	                                      "~",
+	                                      "TRUE",
+	                                      "no",
+	                                      "1e5",
+	                                      "0x1f",
+	                                      "-",
+	                                      "- a",
+	                                      "a: b",
+	                                      "a#b",
+	                                      "a #b",
+	                                      "'",
+	                                      "\"",
+	                                      "\\",
+	                                      "a\nb\tc",
+	                                      "[a]",
+	                                      "{a}",
+	                                      "a,b",
+	                                      "*a",
+	                                      "&a",
+	                                      "!a",
+	                                      "%a",
+	                                      "@a",
+	                                      "`a",
+	                                      "\x7f",
+	                                      "\xc2\x85",
+	                                      "\xe2\x80\xa8",
+	                                      "\xef\xbb\xbf",
+	                                      "\xef\xbf\xbf",
+	                                      "é日本",
+	                                      "\xf0\x9f\x98\x80",
+	                                      "-1",
+	                                      "...",
+	                                      "---",
+	                                      "/a/b.c",
+	                                      "a@b",
+	                                      "=",
+	                                      "<<",
+	                                      "?",
+	                                      ": ",
+	                                      "|",
+	                                      ">",
+	                                      ".inf"};
+	for (size_t i = 0; i < sizeof strings / sizeof *strings; i++) {
+		struct arena a = {0};
+		struct buf b = {0};
+		struct err e = {0};
+		struct yaml_node *v = NULL;
+		buf_puts(&b, "k: [");
+		yaml_put_string(&b, strings[i]);
+		buf_puts(&b, "]");
+		CHECK_INT(yaml_parse(&a, "t", b.data, b.length, &v, &e), 0);
+		if (CHECK(v && v->child && v->child->child))
+			CHECK_STR(v->child->child->scalar, strings[i]);
+		buf_free(&b);
+		arena_free(&a);
+	}
+}
+
+TEST(cross_checks)
+{
+	static const struct {
+		const char *set, *set2, *part;
+	} rows[] = {
+	        {"model.num_query_groups=3", NULL, "model.num_attention_heads 4 (/"},
+	        {"model.num_query_groups=3", NULL, "is not a multiple of 3; nearest: 2 or 4"},
+	        {"model.num_attention_heads=5", NULL, "model.hidden_size 64"},
+	        {"model.num_attention_heads=5", NULL, "is not a multiple of 5; nearest: 4 or 8"},
+	        {"model.kv_channels=15", NULL,
+	         "15 is odd, but rope rotates channels in pairs; nearest: 14 or 16"},
+	        {"model.rotary_percent=0.2", NULL, "0.2 of kv_channels 16 is 3 rotated channels"},
+	        {"model.use_rope_scaling=true", "model.rope_scaling_low_freq_factor=4",
+	         "must be below model.rope_scaling_high_freq_factor 4 (default)"},
+	        {"model.use_rope_scaling=true", "model.position_embedding_type=none",
+	         "needs model.position_embedding_type rope"},
+	        {"model.position_embedding_type=learned_absolute", "model.max_position_embeddings=16",
+	         "32 is more than model.max_position_embeddings 16 (--set model.max_position_embeddings=16)"},
+	        {"train.global_batch_size=30", "train.micro_batch_size=4",
+	         "30 = micro_batch_size 4 (--set train.micro_batch_size=4) · data_parallel 1 · accumulation "
+	         "7.5, and accumulation must be a whole number; nearest: 28 or 32"},
+	        {"train.global_batch_size=2", "train.micro_batch_size=4", "nearest: 4"},
+	        {"scheduler.lr_warmup_iters=10", NULL,
+	         "10 must be below scheduler.lr_decay_iters 10 (derived)"},
+	        {"scheduler.lr_warmup_iters=12", "scheduler.lr_decay_iters=20",
+	         "12 must be below train.train_iters 10"},
+	        {"scheduler.lr_warmup_iters=4", "scheduler.lr_warmup_fraction=0.5",
+	         "is 5 steps, not scheduler.lr_warmup_iters 4"},
+	        {"optimizer.min_lr=1", NULL, "1 is more than optimizer.lr 0.0003 (default)"},
+	        {"scheduler.lr_warmup_init=1", NULL, "1 is more than optimizer.lr"},
+	        {"scheduler.lr_decay_style=WSD", NULL,
+	         "scheduler.lr_wsd_decay_iters: scheduler.lr_decay_style WSD"},
+	        {"scheduler.lr_decay_style=WSD", "scheduler.lr_wsd_decay_iters=11",
+	         "11 is more than scheduler.lr_decay_iters 10"},
+	        {"dataset.split=1,2", NULL, "'1,2' is not three numbers"},
+	        {"dataset.split=1,2,x", NULL, "is not three numbers"},
+	        {"dataset.split=1,2,3,4", NULL, "is not three numbers"},
+	        {"dataset.split='1,2,'", NULL, "is not three numbers"},
+	        {"dataset.split=1,-2,3", NULL, "is not three numbers"},
+	        {"dataset.split=0,0,0", NULL, "is not three numbers"},
+	        {"dataset.split=null", NULL, "must not be empty"},
+	        {"dataset.split=0,1,1", NULL, "leaves nothing to train on"},
+	        {"dataset.split=1,0,0", "validation.eval_interval=5",
+	         "leaves nothing to validate on, but validation.eval_interval 5"},
+	        {"dataset.data_path=[0.5, a, 0.5]", NULL, "3 elements are not pairs of weight and path"},
+	        {"dataset.data_path=[0.5, a, b, c]", NULL, "element 3, 'b', is not a weight above 0"},
+	        {"dataset.data_path=[0, a]", NULL, "element 1, '0', is not a weight above 0"},
+	        {"validation.eval_iters=0", "validation.eval_interval=5",
+	         "0 with validation.eval_interval 5"},
+	        {"checkpoint.finetune=true", NULL, "needs checkpoint.pretrained_checkpoint"},
+	        {"recompute.num_layers=1", NULL, "only recompute.granularity full reads it"},
+	        {"recompute.num_layers=3", "recompute.granularity=full", "3 is more than model.num_layers 2"},
+	};
+	const char *files[] = {scratch_file("sizes.yaml", SIZES, strlen(SIZES)), NULL};
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+		struct config c;
+		struct err e;
+		const char *sets[] = {rows[i].set, rows[i].set2, NULL};
+		int rc = load(&c, files, sets, &e);
+		CHECK_INT(rc ? rc : config_check(&c, 1, &e), EXIT_CONFIG);
+		CHECK_HAS(e.text, rows[i].part);
+		config_free(&c);
+	}
+}
+
+TEST(reports_all_violations_at_once)
+{
+	struct config c;
+	struct err e;
+	const char *files[] = {scratch_file("sizes.yaml", SIZES, strlen(SIZES)), NULL};
+	const char *sets[] = {"model.num_query_groups=3", "optimizer.min_lr=1", "dataset.split=1,2", NULL};
+	MUST(!load(&c, files, sets, &e));
+	CHECK_INT(config_check(&c, 1, &e), EXIT_CONFIG);
+	CHECK_HAS(e.text, "model.num_query_groups:");
+	CHECK_HAS(e.text, "\n--set optimizer.min_lr=1: optimizer.min_lr:");
+	CHECK_HAS(e.text, "\n--set dataset.split=1,2: dataset.split:");
+	config_free(&c);
+	struct buf many = {0};
+	for (int i = 0; i < 200; i++)
+		buf_printf(&many, "nonsense_%d_xyzzy: 1\n", i);
+	CHECK_INT(load_text(&c, many.data, many.length, &e), EXIT_CONFIG);
+	CHECK_HAS(e.text, "nonsense_20_xyzzy");
+	CHECK_HAS(e.text, " more");
+	CHECK(strlen(e.text) < sizeof e.text - 1);
+	config_free(&c);
+	buf_free(&many);
+}
+
+static bool has_line(const struct option_list *l, const char *part)
+{
+	for (size_t i = 0; i < l->n; i++)
+		if (strstr(l->items[i], part))
+			return true;
+	return false;
+}
+
+TEST(derives_and_derives_anew)
+{
+	struct config c;
+	struct err e;
+	const char *files[] = {scratch_file("sizes.yaml", SIZES, strlen(SIZES)), NULL};
+	const char *sets[] = {
+	        "train.micro_batch_size=4", "scheduler.lr_warmup_fraction=0.5", "run.dir=runs/x/",
+	        "dataset.split=' 6, 3 ,1'", "scheduler.lr_wsd_decay_iters=3",   NULL};
+	MUST(!load(&c, files, sets, &e));
+	for (int world = 1; world <= 3; world++) {
+		MUST(!config_check(&c, world, &e));
+		CHECK_INT(c.derived.data_parallel_size, world);
+		CHECK_INT(c.train.global_batch_size, 4 * world);
+		CHECK_INT(c.derived.accumulation, 1);
+	}
+	CHECK(has_line(&c.derived.equations,
+	               "global_batch_size 12 = micro_batch_size 4 · data_parallel 3 · accumulation 1"));
+	CHECK(has_line(&c.derived.equations, "kv_channels 16 = hidden_size 64 / num_attention_heads 4"));
+	CHECK(has_line(
+	        &c.derived.notes,
+	        "scheduler.lr_wsd_decay_iters 3 (--set scheduler.lr_wsd_decay_iters=3) has no effect"));
+	CHECK_INT(c.model.num_query_groups, 4);
+	CHECK_INT(c.model.kv_channels, 16);
+	CHECK_INT(c.model.ffn_hidden_size, 256);
+	CHECK_INT(c.model.max_position_embeddings, 32);
+	CHECK_INT(c.scheduler.lr_decay_iters, 10);
+	CHECK_INT(c.scheduler.lr_warmup_iters, 5);
+	CHECK_INT(c.dataset.random_seed, 1234);
+	CHECK_STR(c.run.name, "x");
+	CHECK_NEAR(c.derived.split[0], 0.6, 1e-12);
+	CHECK_NEAR(c.derived.split[2], 0.1, 1e-12);
+	CHECK_INT(c.derived.padded_vocab_size, OPTION_NULL_INT);
+	CHECK_INT(config_override(&c, "model.vocab_size", "50257", "tokenizer t.json", &e), 0);
+	CHECK_INT(config_check(&c, 1, &e), 0);
+	CHECK_INT(c.derived.padded_vocab_size, 50304);
+	CHECK_STR(config_get_origin(&c, "model.vocab_size"), "tokenizer t.json");
+	CHECK_INT(config_override(&c, "model.num_layers", "2", "checkpoint c", &e), 0);
+	CHECK_HAS(config_get_origin(&c, "model.num_layers"), "sizes.yaml:1:");
+	CHECK_INT(config_override(&c, "model.num_layers", "3", "checkpoint c", &e), EXIT_CONFIG);
+	CHECK_HAS(e.text, "sizes.yaml:1:21: model.num_layers: 2 differs from 3 of checkpoint c");
+	CHECK_INT(c.model.num_layers, 2);
+	e = (struct err){0};
+	CHECK_INT(config_replace(&c, "model.num_layers", "3", "checkpoint c", &e), 0);
+	CHECK_INT(c.model.num_layers, 3);
+	CHECK_INT(config_replace(&c, "model.nothing", "3", "checkpoint c", &e), EXIT_INTERNAL);
+	check_round_trip(&c);
+	config_free(&c);
+}
+
+static uint64_t hash_with(const char *set)
+{
+	struct config c;
+	struct err e;
+	const char *files[] = {test_golden("config/demo.yaml"), NULL}, *sets[] = {set, NULL};
+	CHECK_INT(load(&c, files, sets, &e), 0);
+	CHECK_INT(config_check(&c, 1, &e), 0);
+	uint64_t h = config_hash(&c);
+	config_free(&c);
+	return h;
+}
+
+TEST(hash_covers_what_defines_the_training)
+{
+	static const char *const same[] = {"run.dir=elsewhere",          "logger.log_interval=1",
+	                                   "checkpoint.save_interval=7", "dist.num_threads=2",
+	                                   "profiling.nan_hunt=true",    "optimizer.lr=0.0003"};
+	static const char *const other[] = {"optimizer.lr=0.00031", "model.num_layers=5",
+	                                    "rng.seed=1",           "dataset.shuffle=false",
+	                                    "mixed_precision=fp32", "train.global_batch_size=64"};
+	uint64_t h = hash_with(NULL);
+	for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+		CHECK(hash_with(same[i]) == h);
+	for (size_t i = 0; i < sizeof other / sizeof *other; i++)
+		CHECK(hash_with(other[i]) != h);
+}
+
+TEST(mutated_files_never_crash)
+{
+	char *text;
+	size_t bytes, good = 0;
+	struct err e = {0};
+	MUST(!sys_read_file(test_golden("config/demo.yaml"), 1 << 20, &text, &bytes, &e));
+	char *copy = mem_array(bytes, 1);
+	for (uint64_t i = 0; i < 1500; i++) {
+		size_t n = i % 5 ? bytes : rng_bits(1, i) % bytes;
+		static const char spice[] = "{}[]:,#&*!|>'\"%@`-? \n\t0e.\\<~";
+		memcpy(copy, text, n);
+		for (uint64_t k = 0; n && k <= i % 3; k++) {
+			uint64_t r = rng_bits(2, 8 * i + k);
+			copy[(r >> 8) % n] = r & 1 ? (char)(r >> 1) : spice[(r >> 1) % (sizeof spice - 1)];
+		}
+		struct config c;
+		int rc = load_text(&c, copy, n, &e);
+		if (!rc)
+			rc = config_check(&c, 1, &e);
+		CHECK(!rc || (rc == EXIT_CONFIG && *e.text));
+		good += !rc;
+		if (!rc && i % 8 == 0)
+			check_round_trip(&c);
+		config_free(&c);
+	}
+	CHECK(good > 10 && good < 1400);
+	free(copy);
+	free(text);
+}
+
+TEST(schema_names_every_key)
+{
+	struct arena a = {0};
+	struct buf b = {0};
+	struct json *root;
+	struct err e = {0};
+	option_put_schema_json(config_table(), &b);
+	MUST(!json_parse(&a, "schema", b.data, b.length, &root, &e));
+	const struct json *groups = json_get(root, "properties");
+	struct buf words = {0};
+	option_put_schema(config_table(), &words);
+	for (size_t i = 0; i < config_table()->n; i++) {
+		const struct option *o = &config_table()->rows[i];
+		char group[64];
+		snprintf(group, sizeof group, "%.*s", (int)strcspn(o->key, "."), o->key);
+		const struct json *key =
+		        json_get(json_get(json_get(groups, group), "properties"), strchr(o->key, '.') + 1);
+		CHECK(json_get(key, "type") && json_get(key, "description"));
+		CHECK_HAS(words.data, o->key);
+		struct buf help = {0};
+		option_put_help(o, &help);
+		CHECK_HAS(help.data, o->doc);
+		buf_free(&help);
+	}
+	buf_free(&b);
+	buf_free(&words);
+	arena_free(&a);
+}
+
+/* Parses one command line, words ended by NULL. */
+static int read_line(struct cli *c, bool *help, struct err *e, const char *const *words)
+{
+	char *argv[16];
+	int argc = 0;
+	for (; words[argc]; argc++)
+		argv[argc] = (char *)words[argc];
+	*e = (struct err){0};
+	return cli_read(c, argc, argv, help, e);
+}
+
+TEST(command_lines)
+{
+	struct cli_config config = {0};
+	struct cli_list input = {0};
+	int64_t n = 1;
+	double t = 0;
+	const char *name = NULL;
+	bool explain = false, help;
+	struct err e;
+	struct cli_option options[] = {
+	        CLI_CONFIG(&config),
+	        {"n", CLI_INT, &n, "N", "ranks"},
+	        {"temperature", CLI_DOUBLE, &t, "T", "heat"},
+	        {"name", CLI_STRING, &name, "NAME", "name"},
+	        {"explain", CLI_FLAG, &explain, NULL, "more"},
+	        {"input", CLI_MANY, &input, "F", "files"},
+	};
+	struct cli c = {
+	        .usage = "x -c FILE", .example = "x -c a", .options = options, .n = 8, .max_words = 1};
+	c.n = sizeof options / sizeof *options;
+	const char *good[] = {
+	        "x",         "-c", "a",       "--set", "a.b=c", "-cb", "-n", "4", "--temperature=-0.5",
+	        "--explain", "w",  "--input", "p",     "q",     NULL};
+	CHECK_INT(read_line(&c, &help, &e, good), 0);
+	struct config_source s = cli_config_source(&config);
+	CHECK_INT(s.n_files, 2);
+	CHECK_STR(s.files[1], "b");
+	CHECK_STR(s.sets[0], "a.b=c");
+	CHECK_INT(n, 4);
+	CHECK_NEAR(t, -0.5, 0);
+	CHECK(explain && !help && !name);
+	CHECK_INT(c.words.n, 1);
+	CHECK_INT(input.n, 2);
+	cli_free(&c);
+	static const struct {
+		const char *words[4], *part;
+	} bad[] = {
+	        {{"x", "--explian"}, "unknown option --explian; did you mean --explain?"},
+	        {{"x", "--zzzzzz"}, "unknown option --zzzzzz; see --help"},
+	        {{"x", "-z"}, "unknown option -z"},
+	        {{"x", "-explain"}, "did you mean --explain?"},
+	        {{"x", "--n", "3"}, "did you mean -n?"},
+	        {{"x", "-n"}, "-n needs a value: N"},
+	        {{"x", "--name", "--explain"}, "--name needs a value: NAME"},
+	        {{"x", "-n", "4x"}, "'4x' is not a whole number"},
+	        {{"x", "-n", "99999999999999999999"}, "is not a whole number"},
+	        {{"x", "--temperature", "warm"}, "'warm' is not a number"},
+	        {{"x", "--explain=1"}, "--explain takes no value"},
+	        {{"x", "a", "b"}, "'b' is one word too many"},
+	        {{"x", "--input"}, "--input needs a value"},
+	};
+	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+		CHECK_INT(read_line(&c, &help, &e, bad[i].words), EXIT_USAGE);
+		CHECK_HAS(e.text, bad[i].part);
+		cli_free(&c);
+	}
+	const char *launch[] = {"x", "-n", "2", "train", "-c", "a", "--zzz", NULL};
+	c.stops_at_word = true;
+	CHECK_INT(read_line(&c, &help, &e, launch), 0);
+	CHECK_INT(n, 2);
+	CHECK_INT(c.words.n, 4);
+	CHECK_STR(c.words.items[3], "--zzz");
+	cli_free(&c);
+	const char *ask[] = {"x", "--help", NULL};
+	CHECK_INT(read_line(&c, &help, &e, ask), 0);
+	CHECK(help);
+	struct buf b = {0};
+	cli_help(&c, &b);
+	CHECK_HAS(b.data, "--temperature T");
+	CHECK_HAS(b.data, "example: pentad x -c a");
+	buf_free(&b);
+}
+
+int main(int argc, char **argv)
+{
+	return test_main(argc, argv);
+}
