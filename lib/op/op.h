@@ -107,9 +107,9 @@ enum hyper {
 	HYPER_COUNT
 };
 
-/* Random masks of dropout and attention dropout. Element i of a sample whose key is k survives where
- * philox word op_mask_word(i) of block i/4 under (k, counter_hi = salt) is >= p·2^32. For attention,
- * i = (head·T + query)·T + key position. */
+/* Random masks of dropout and attention dropout: element i of a sample whose key is k survives where word
+ * i % 4 of philox block i / 4 under (k, counter_hi = salt) is at least min(floor(p·2^32), 2^32 - 1). For
+ * attention, i = (head·T + query)·T + key position. */
 
 struct tensor {
 	void *data; /* contiguous, row-major, 64-byte-aligned; NULL = absent */

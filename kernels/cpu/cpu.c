@@ -1,0 +1,185 @@
+#include "kernels/cpu/cpu.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#define DEFAULT_THREADS omp_get_max_threads()
+#else
+#define DEFAULT_THREADS 1
+#endif
+
+#include "base/mem.h"
+#include "kernels/kernels.h"
+
+void cpu_parallel(struct stream *s, int64_t n, int64_t grain, cpu_part_fn *fn, void *job)
+{
+	int64_t most = n / (grain > 1 ? grain : 1);
+	int parts = most < s->num_threads ? (int)most : s->num_threads;
+	if (parts <= 1) {
+		fn(s, job, 0, n, 0);
+		return;
+	}
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+	for (int part = 0; part < parts; part++)
+		fn(s, job, n * part / parts, n * (part + 1) / parts, part);
+}
+
+void *cpu_scratch(struct stream *s, int part, size_t bytes)
+{
+	struct cpu_scratch *c = &s->scratch[part < 0 ? s->num_threads : part];
+	if (bytes > c->bytes) {
+		free(c->data);
+		c->data = mem_aligned(bytes);
+		c->bytes = bytes;
+	}
+	return c->data;
+}
+
+CPU_CLONES void cpu_f32_from_bf16(const uint16_t *in, float *out, int64_t n)
+{
+#pragma omp simd
+	for (int64_t i = 0; i < n; i++)
+		out[i] = bf16_to_f32(in[i]);
+}
+
+CPU_CLONES void cpu_bf16_from_f32(const float *in, uint16_t *out, int64_t n)
+{
+#pragma omp simd
+	for (int64_t i = 0; i < n; i++)
+		out[i] = bf16_from_f32(in[i]);
+}
+
+static int stream_open(struct stream **s, int num_threads, struct err *e)
+{
+	if (num_threads < 0)
+		return err_set(e, EXIT_CONFIG,
+		               "cpu: %d threads asked for; 0 (OpenMP's default) or more are allowed",
+		               num_threads);
+	struct stream *opened = mem_array(1, sizeof *opened);
+	opened->num_threads = num_threads ? num_threads : DEFAULT_THREADS;
+	opened->scratch = mem_array((size_t)opened->num_threads + 1, sizeof *opened->scratch);
+	*s = opened;
+	return 0;
+}
+
+static void stream_close(struct stream *s)
+{
+	for (int i = 0; s && i <= s->num_threads; i++)
+		free(s->scratch[i].data);
+	if (s)
+		free(s->scratch);
+	free(s);
+}
+
+static void *memory_alloc(struct stream *s, size_t bytes)
+{
+	(void)s;
+	return mem_aligned(bytes);
+}
+
+static void memory_free(struct stream *s, void *p)
+{
+	(void)s;
+	free(p);
+}
+
+static void memory_upload(struct stream *s, void *device, const void *host, size_t bytes)
+{
+	(void)s;
+	memcpy(device, host, bytes);
+}
+
+static void memory_download(struct stream *s, void *host, const void *device, size_t bytes)
+{
+	(void)s;
+	memcpy(host, device, bytes);
+}
+
+static void zero_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
+{
+	(void)s, (void)part;
+	memset((char *)job + begin, 0, (size_t)(end - begin));
+}
+
+static void memory_zero(struct stream *s, void *device, size_t bytes)
+{
+	cpu_parallel(s, (int64_t)bytes, 1 << 18, zero_part, device);
+}
+
+static void stream_wait(struct stream *s)
+{
+	(void)s;
+}
+
+static int probe(struct err *e)
+{
+	(void)e;
+	return 0;
+}
+
+#ifdef __x86_64__
+static const char *instruction_set(void)
+{
+	return __builtin_cpu_supports("x86-64-v4")   ? "x86-64-v4 (AVX-512)"
+	       : __builtin_cpu_supports("x86-64-v3") ? "x86-64-v3 (AVX2, FMA)"
+	                                             : "x86-64 (SSE2)";
+}
+#else
+static const char *instruction_set(void)
+{
+	return "the compiler's default instruction set";
+}
+#endif
+
+/* Where no matrix kernels are linked; they bring their own. */
+__attribute__((weak)) const char *cpu_matmul_describe(void)
+{
+	return "reference matrix products";
+}
+
+static const char *describe_fast(void)
+{
+	static _Thread_local char text[200];
+	snprintf(text, sizeof text, "%s, %s", instruction_set(), cpu_matmul_describe());
+	return text;
+}
+
+static const char *describe_reference(void)
+{
+	return "plain C in double precision, one thread";
+}
+
+/* The condition is constant, so a COMM row asks for no symbol and any other row's kernel must link. */
+#define REFERENCE_ROW(name, flags) [OP_##name] = (flags)&COMM ? NULL : cpu_ref_##name
+
+static kernel_fn *const reference_kernels[OP_COUNT] = {
+#define OP(name, n_in, n_out, flags, doc) REFERENCE_ROW(name, flags),
+#include "op/ops.def"
+#undef OP
+};
+
+/* Later rows of an initialiser replace earlier ones: the fast kernel where there is one. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Woverride-init"
+static kernel_fn *const fast_kernels[OP_COUNT] = {
+#define OP(name, n_in, n_out, flags, doc) REFERENCE_ROW(name, flags),
+#include "op/ops.def"
+#undef OP
+#define FAST(name) [OP_##name] = cpu_fast_##name,
+#include "kernels/cpu/fast.def"
+#undef FAST
+};
+#pragma GCC diagnostic pop
+
+#define CPU_BACKEND(name, describe, kernels)                                                                \
+	{                                                                                                   \
+		name, probe, describe, stream_open, stream_close, memory_alloc, memory_free, memory_upload, \
+		        memory_download, memory_zero, stream_wait, kernels                                  \
+	}
+
+const struct backend cpu_reference_backend =
+        CPU_BACKEND("cpu_reference", describe_reference, reference_kernels);
+const struct backend cpu_backend = CPU_BACKEND("cpu", describe_fast, fast_kernels);

@@ -1,0 +1,64 @@
+/* Rotary positions (Su et al. 2021), halves (i, i + R/2) of every query and key head. */
+#include "kernels/cpu/cpu.h"
+
+#include <string.h>
+
+struct job {
+	const union op_arg *arg;
+	const struct tensor *in, *out;
+	int64_t width, half;
+};
+
+/* x holds `half` elements and, `half` further on, their partners; rotated in place. */
+CPU_CLONES static void rotate(float *x, const float *cosine, const float *sine, float sign, int64_t half)
+{
+	float *y = x + half;
+#pragma omp simd
+	for (int64_t i = 0; i < half; i++) {
+		float a = x[i], b = y[i], t = sign * sine[i];
+		x[i] = a * cosine[i] - b * t;
+		y[i] = a * t + b * cosine[i];
+	}
+}
+
+/* Row n as f32 where it can be changed: in the output, or in a buffer that is written back. */
+static float *row_open(const struct job *j, int64_t n, float *buffer)
+{
+	const float *x = cpu_read(&j->in[0], n * j->width, j->width, buffer);
+	float *y = cpu_place(&j->out[0], n * j->width, buffer);
+	if (x != y)
+		memcpy(y, x, (size_t)j->width * sizeof *y);
+	return y;
+}
+
+static void rope_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
+{
+	const struct job *j = job;
+	const int32_t *position = j->in[2].data;
+	float *buffer = cpu_scratch(s, part, (size_t)j->width * sizeof *buffer);
+	int64_t rotated = (int64_t)j->arg->rope.heads + j->arg->rope.groups;
+	for (int64_t n = begin; n < end; n++) {
+		const float *cosine = (const float *)j->in[1].data + position[n] * 2 * j->half;
+		float *y = row_open(j, n, buffer);
+		for (int64_t h = 0; h < rotated; h++)
+			rotate(y + h * j->arg->rope.head_dim, cosine, cosine + j->half,
+			       j->arg->rope.inverse ? -1 : 1, j->half);
+		cpu_write(&j->out[0], n * j->width, j->width, y);
+	}
+}
+
+int cpu_fast_rope(struct stream *s, const union op_arg *arg, const struct tensor *in,
+                  const struct tensor *out, struct err *e)
+{
+	const int32_t *position = in[2].data;
+	if (in[1].dtype != DT_f32)
+		return cpu_ref_rope(s, arg, in, out, e);
+	for (int64_t n = 0; n < in[0].dim[0]; n++)
+		if (position[n] < 0 || position[n] >= in[1].dim[0])
+			return err_set(e, EXIT_INTERNAL,
+			               "rope: position %d of row %lld is outside the table of %d",
+			               position[n], (long long)n, in[1].dim[0]);
+	struct job j = {arg, in, out, tensor_row(&in[0]), tensor_row(&in[1]) / 2};
+	cpu_parallel(s, in[0].dim[0], 8192 / j.width + 1, rope_part, &j);
+	return 0;
+}

@@ -1,0 +1,414 @@
+#include "test/ops_fixture.h"
+
+#include <stdlib.h>
+
+#include "base/err.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/kernels.h"
+
+enum { GUARD = 64, GUARD_BYTE = 0xa5 };
+
+/* Awkward on purpose: one element, odd widths, more than one block of elements and of rows. */
+static const struct dims {
+	int32_t B, T, C, M, K, F, V, vocab, H, G, D, R, P;
+} sizes[SIZES] = {
+        {1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 2, 2, 3},
+        {1, 7, 7, 5, 9, 7, 11, 7, 2, 1, 6, 4, 9},
+        {2, 31, 31, 33, 31, 31, 40, 33, 3, 3, 10, 6, 40},
+        {3, 11, 33, 31, 127, 33, 127, 127, 4, 2, 16, 16, 64},
+        {1, 127, 127, 127, 33, 127, 130, 129, 2, 2, 31, 30, 130},
+        {2, 65, 1030, 70, 260, 1030, 1100, 1049, 4, 2, 64, 64, 300},
+};
+
+static int32_t dim_of(char letter, int size)
+{
+	const struct dims *d = &sizes[size];
+	const struct {
+		char letter;
+		int32_t dim;
+	} letters[] = {{'1', 1},           {'8', HYPER_COUNT}, {'N', d->B * d->T},
+	               {'B', d->B},        {'T', d->T},        {'C', d->C},
+	               {'M', d->M},        {'K', d->K},        {'F', d->F},
+	               {'W', 2 * d->F},    {'V', d->V},        {'H', d->H},
+	               {'S', d->H + d->G}, {'D', d->D},        {'Q', (d->H + 2 * d->G) * d->D},
+	               {'O', d->H * d->D}, {'A', d->G * d->D}, {'R', d->R},
+	               {'P', d->P}};
+	for (size_t i = 0; i < sizeof letters / sizeof *letters; i++)
+		if (letters[i].letter == letter)
+			return letters[i].dim;
+	ASSERT(!"a letter of op_cases.def");
+}
+
+static void arg_none(union op_arg *arg, int size, int variant)
+{
+	(void)arg, (void)size, (void)variant;
+}
+
+static void arg_embedding(union op_arg *arg, int size, int variant)
+{
+	(void)size, (void)variant;
+	arg->embedding.first_row = 3;
+}
+
+static void arg_norm(union op_arg *arg, int size, int variant)
+{
+	const struct dims *d = &sizes[size];
+	(void)variant;
+	arg->norm.eps = 1e-5f;
+	arg->norm.heads = d->H;
+	arg->norm.groups = d->G;
+	arg->norm.head_dim = d->D;
+}
+
+static void arg_rope(union op_arg *arg, int size, int variant)
+{
+	const struct dims *d = &sizes[size];
+	arg->rope.heads = d->H;
+	arg->rope.groups = d->G;
+	arg->rope.head_dim = d->D;
+	arg->rope.inverse = variant;
+}
+
+/* Variants: bit 0 a window, bit 1 dropout. */
+static void arg_attention(union op_arg *arg, int size, int variant)
+{
+	const struct dims *d = &sizes[size];
+	arg->attention.seq_length = d->T;
+	arg->attention.heads = d->H;
+	arg->attention.groups = d->G;
+	arg->attention.head_dim = d->D;
+	arg->attention.window = variant & 1 ? d->T / 3 + 1 : 0;
+	arg->attention.scale = 1 / sqrtf((float)d->D);
+	arg->attention.dropout = variant & 2 ? 0.25f : 0;
+	arg->attention.salt = 17;
+}
+
+static void arg_activation(union op_arg *arg, int size, int variant)
+{
+	(void)size;
+	arg->activation.kind = variant;
+}
+
+static void arg_dropout(union op_arg *arg, int size, int variant)
+{
+	arg->dropout.p = 0.3f * (float)variant;
+	arg->dropout.salt = 5;
+	arg->dropout.seq_length = sizes[size].T;
+}
+
+static void arg_cross_entropy(union op_arg *arg, int size, int variant)
+{
+	(void)variant;
+	arg->cross_entropy.vocab_size = sizes[size].vocab;
+}
+
+static void arg_adamw(union op_arg *arg, int size, int variant)
+{
+	(void)size;
+	arg->adamw.decay = variant;
+}
+
+const struct op_case op_cases[] = {
+#define CASE(op, in, out, arg, variants, exact, f32, bf16) \
+	{OP_##op, in, out, arg_##arg, variants, exact, f32, bf16},
+#define GRAD(forward, backward, in, of)
+#include "test/op_cases.def"
+#undef CASE
+#undef GRAD
+};
+const int op_case_count = sizeof op_cases / sizeof *op_cases;
+
+const struct grad_case grad_cases[] = {
+#define CASE(op, in, out, arg, variants, exact, f32, bf16)
+#define GRAD(forward, backward, in, of) {OP_##forward, OP_##backward, in, of},
+#include "test/op_cases.def"
+#undef CASE
+#undef GRAD
+};
+const int grad_case_count = sizeof grad_cases / sizeof *grad_cases;
+
+const struct op_case *op_case_of(enum op op)
+{
+	for (int i = 0; i < op_case_count; i++)
+		if (op_cases[i].op == op)
+			return &op_cases[i];
+	return NULL;
+}
+
+double tensor_at(const struct tensor *t, int64_t i)
+{
+	return t->dtype == DT_i32   ? ((const int32_t *)t->data)[i]
+	       : t->dtype == DT_i64 ? (double)((const int64_t *)t->data)[i]
+	                            : cpu_get(t, i);
+}
+
+void tensor_put(const struct tensor *t, int64_t i, double x)
+{
+	if (t->dtype == DT_i32)
+		((int32_t *)t->data)[i] = (int32_t)x;
+	else if (t->dtype == DT_i64)
+		((int64_t *)t->data)[i] = (int64_t)x;
+	else
+		cpu_set(t, i, x);
+}
+
+struct tensor tensor_make(enum dtype dtype, int nd, const int32_t *dim, uint64_t seed)
+{
+	struct tensor t = {.dim = {1, 1, 1, 1}, .nd = (uint8_t)nd, .dtype = (uint8_t)dtype};
+	memcpy(t.dim, dim, (size_t)nd * sizeof *dim);
+	size_t bytes = (size_t)tensor_bytes(&t);
+	char *base = mem_aligned(bytes + 2 * GUARD);
+	memset(base, GUARD_BYTE, bytes + 2 * GUARD);
+	t.data = base + GUARD;
+	int64_t n = tensor_count(&t);
+	float *normal = mem_array((size_t)n, sizeof *normal);
+	rng_normal(seed, 0, (size_t)n, 0, 1, normal);
+	for (int64_t i = 0; i < n; i++)
+		tensor_put(&t, i, normal[i]);
+	free(normal);
+	return t;
+}
+
+struct tensor tensor_copy(const struct tensor *t)
+{
+	struct tensor copy = *t;
+	if (!t->data)
+		return copy;
+	size_t bytes = (size_t)tensor_bytes(t) + 2 * GUARD;
+	char *base = mem_aligned(bytes);
+	memcpy(base, (const char *)t->data - GUARD, bytes);
+	copy.data = base + GUARD;
+	return copy;
+}
+
+void tensor_free(struct tensor *t)
+{
+	if (t->data)
+		free((char *)t->data - GUARD);
+	t->data = NULL;
+}
+
+bool tensor_guarded(const struct tensor *t)
+{
+	const unsigned char *before = t->data;
+	size_t bytes = (size_t)tensor_bytes(t);
+	bool whole = true;
+	for (size_t i = 0; t->data && i < GUARD; i++)
+		whole &= before[-1 - (ptrdiff_t)i] == GUARD_BYTE && before[bytes + i] == GUARD_BYTE;
+	return whole;
+}
+
+static uint32_t below(uint64_t seed, int64_t i, int64_t n)
+{
+	return (uint32_t)(rng_uniform(seed, (uint64_t)i) * (double)n);
+}
+
+/* What element i of a tensor of this kind holds. */
+static double element(char kind, int size, uint64_t seed, int64_t i, double normal)
+{
+	static const float hyper[HYPER_COUNT] = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 2.5f, 4.0f};
+	const struct dims *d = &sizes[size];
+	if (kind == 'u' || kind == 'n')
+		return 0.5 + rng_uniform(seed, (uint64_t)i);
+	if (kind == 'e')
+		return below(seed, i, d->V + 6);
+	if (kind == 'g')
+		return (double)below(seed, i, d->vocab + 1) - 1;
+	if (kind == 'p')
+		return below(seed, i, d->P);
+	if (kind == 'q')
+		return (double)((d->P - d->T) / 2 + i);
+	if (kind == 'l')
+		return (double)(rng_bits(seed, (uint64_t)i) >> 12);
+	return kind == 'h' ? hyper[i] : normal;
+}
+
+static enum dtype kind_dtype(char kind, enum dtype tested)
+{
+	enum dtype f = tested == DT_f64 ? DT_f64 : DT_f32;
+	return kind == 't'           ? tested
+	       : strchr("fuh", kind) ? f
+	       : strchr("dn", kind)  ? DT_f64
+	       : kind == 'l'         ? DT_i64
+	                             : DT_i32;
+}
+
+/* One word of a row: "tNC?". */
+static struct tensor make(const char *word, struct setup setup, uint64_t seed)
+{
+	size_t length = strcspn(word, " ?+");
+	int32_t dim[TENSOR_MAX_DIM];
+	struct tensor absent = {.dim = {1, 1, 1, 1}, .dtype = (uint8_t)kind_dtype(*word, setup.dtype)};
+	if (word[length] == '?' && !setup.optional)
+		return absent;
+	for (size_t k = 1; k < length; k++)
+		dim[k - 1] = dim_of(word[k], setup.size);
+	struct tensor t = tensor_make(absent.dtype, (int)length - 1, dim, seed);
+	t.acc = word[length] == '+' && setup.acc;
+	int64_t n = tensor_count(&t);
+	for (int64_t i = 0; i < n; i++)
+		tensor_put(&t, i, element(*word, setup.size, seed, i, tensor_at(&t, i)));
+	return t;
+}
+
+static void make_all(const char *words, struct setup setup, uint64_t seed, struct tensor *t)
+{
+	for (int k = 0; *words; k++) {
+		t[k] = make(words, setup, rng_subkey(seed, (uint64_t)k));
+		words += strcspn(words, " ");
+		words += *words == ' ';
+	}
+}
+
+struct fixture fixture_open(const struct op_case *c, struct setup setup)
+{
+	struct fixture f = {.c = c, .setup = setup};
+	uint64_t seed = rng_subkey(rng_key(1, op_rows[c->op].name), (uint64_t)setup.size);
+	c->arg(&f.arg, setup.size, setup.variant);
+	make_all(c->in, setup, rng_subkey(seed, 1), f.in);
+	make_all(c->out, setup, rng_subkey(seed, 2), f.out);
+	return f;
+}
+
+struct fixture fixture_copy(const struct fixture *f)
+{
+	struct fixture copy = *f;
+	for (int k = 0; k < OP_MAX_IN; k++)
+		copy.in[k] = tensor_copy(&f->in[k]);
+	for (int k = 0; k < OP_MAX_OUT; k++)
+		copy.out[k] = tensor_copy(&f->out[k]);
+	return copy;
+}
+
+void fixture_close(struct fixture *f)
+{
+	for (int k = 0; k < OP_MAX_IN; k++)
+		tensor_free(&f->in[k]);
+	for (int k = 0; k < OP_MAX_OUT; k++)
+		tensor_free(&f->out[k]);
+}
+
+const char *fixture_text(const struct fixture *f)
+{
+	static char text[200];
+	const struct setup *s = &f->setup;
+	snprintf(text, sizeof text, "%s, size %d, %s, variant %d, %s optional inputs, %s",
+	         op_rows[f->c->op].name, s->size, dtype_rows[s->dtype].name, s->variant,
+	         s->optional ? "with" : "without", s->acc ? "adding" : "overwriting");
+	return text;
+}
+
+static void check_memory(const struct fixture *f, const struct fixture *before, const char *backend)
+{
+	bool updates = op_rows[f->c->op].flags & UPDATES;
+	for (int k = 0; k < OP_MAX_IN; k++) {
+		const struct tensor *now = &f->in[k], *old = &before->in[k];
+		if (!now->data)
+			continue;
+		if (!tensor_guarded(now))
+			test_failed(__FILE__, __LINE__, "%s: %s wrote outside input %d", fixture_text(f),
+			            backend, k);
+		if (!updates && memcmp(now->data, old->data, (size_t)tensor_bytes(now)))
+			test_failed(__FILE__, __LINE__, "%s: %s changed input %d", fixture_text(f), backend,
+			            k);
+	}
+	for (int k = 0; k < OP_MAX_OUT; k++)
+		if (f->out[k].data && !tensor_guarded(&f->out[k]))
+			test_failed(__FILE__, __LINE__, "%s: %s wrote outside output %d", fixture_text(f),
+			            backend, k);
+}
+
+static void run(struct fixture *f, const struct backend *b, int num_threads)
+{
+	struct stream *s;
+	struct err e = {0};
+	MUST(b->open(&s, num_threads, &e) == 0);
+	if (b->kernel[f->c->op](s, &f->arg, f->in, f->out, &e))
+		test_failed(__FILE__, __LINE__, "%s: %s: %s", fixture_text(f), b->name, e.text);
+	b->close(s);
+}
+
+void fixture_run(struct fixture *f, const struct backend *b, int num_threads, int in_place)
+{
+	struct fixture before = fixture_copy(f);
+	if (in_place < 0) {
+		run(f, b, num_threads);
+	} else {
+		void *kept = f->in[in_place].data;
+		size_t bytes = (size_t)tensor_bytes(&f->out[0]);
+		struct fixture placed = *f;
+		placed.out[0].data = kept;
+		run(&placed, b, num_threads);
+		memcpy(f->out[0].data, kept, bytes);
+		memcpy(kept, before.in[in_place].data, (size_t)tensor_bytes(&f->in[in_place]));
+	}
+	check_memory(f, &before, b->name);
+	fixture_close(&before);
+}
+
+/* The word's tensor is "i0" … "o2" of the forward operation, NULL for d and -. */
+static const struct tensor *forward_tensor(const struct fixture *forward, const char *word)
+{
+	return *word == 'i'   ? &forward->in[word[1] - '0']
+	       : *word == 'o' ? &forward->out[word[1] - '0']
+	                      : NULL;
+}
+
+/* Walks "d i0 o1": into the tensors of either side. */
+static void exchange(const char *words, struct fixture *backward, struct fixture *forward, bool to_forward)
+{
+	for (int k = 0; *words; k++) {
+		const struct tensor *t = forward_tensor(forward, words);
+		bool given = t && (to_forward ? *words == 'i' : *words == 'o');
+		if (given && t->data && backward->in[k].data)
+			memcpy(to_forward ? t->data : backward->in[k].data,
+			       to_forward ? backward->in[k].data : t->data, (size_t)tensor_bytes(t));
+		words += strcspn(words, " ");
+		words += *words == ' ';
+	}
+}
+
+void fixture_consistent(struct fixture *f)
+{
+	for (int i = 0; i < grad_case_count; i++) {
+		const struct grad_case *g = &grad_cases[i];
+		if (g->backward != f->c->op || !strchr(g->in, 'o'))
+			continue;
+		struct fixture forward = fixture_open(op_case_of(g->forward), f->setup);
+		exchange(g->in, f, &forward, true);
+		run(&forward, &cpu_reference_backend, 1);
+		exchange(g->in, f, &forward, false);
+		fixture_close(&forward);
+	}
+}
+
+void tensor_compare(const struct tensor *a, const struct tensor *b, double tolerance, const char *what)
+{
+	int64_t n = a->data ? tensor_count(a) : 0;
+	double squares = 0;
+	for (int64_t i = 0; i < n; i++)
+		squares += tensor_at(a, i) * tensor_at(a, i);
+	double rms = n ? sqrt(squares / (double)n) : 0;
+	for (int64_t i = 0; i < n; i++) {
+		double x = tensor_at(a, i), y = tensor_at(b, i);
+		if (!(fabs(x - y) <= tolerance * (fabs(x) + rms + 0.01))) {
+			test_failed(__FILE__, __LINE__,
+			            "%s: element %lld is %.9g, not %.9g (rms %.3g, allowed %g)", what,
+			            (long long)i, y, x, rms, tolerance);
+			return;
+		}
+	}
+}
+
+void op_run(const struct backend *b, enum op op, union op_arg arg, const struct tensor *in,
+            const struct tensor *out)
+{
+	struct stream *s;
+	struct err e = {0};
+	MUST(b->open(&s, 2, &e) == 0);
+	if (b->kernel[op](s, &arg, in, out, &e))
+		test_failed(__FILE__, __LINE__, "%s: %s: %s", op_rows[op].name, b->name, e.text);
+	b->close(s);
+}
