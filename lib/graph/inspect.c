@@ -29,7 +29,7 @@ struct inspector *inspector_new(const struct prog *p, const struct backend *back
 	struct inspector *s = mem_array(1, sizeof *s);
 	*s = (struct inspector){.p = p, .backend = backend, .stream = stream, .options = options};
 	size_t most = (size_t)largest_value(p);
-	s->row = mem_aligned(2 * most);
+	s->row = mem_aligned(3 * most); /* a bf16 tensor and its f32 copy */
 	struct err e = {0};
 	if (options->reference && options->reference->open(&s->reference_stream, 1, &e) == 0)
 		for (int k = 0; k < OP_MAX_IN + OP_MAX_OUT; k++)

@@ -96,11 +96,10 @@ const char *place_elementwise(struct prog *p, struct node *n, int axis)
 	return place_linear_elementwise(p, n, axis);
 }
 
-/* Input 0 holds rows; the last dimension must be whole. Inputs of as many rows go along, others are weights.
- */
-static const char *check_rows(const struct prog *p, const struct node *n, int axis, bool heads)
+const char *rule_check_rows(const struct prog *p, const struct node *n, int axis, bool heads)
 {
 	enum place rows = rule_at(p, n->in[0], axis);
+	enum place samples = rows == PLACE_SHARD1 ? PLACE_REPLICATED : rows;
 	if (rows == PLACE_PARTIAL)
 		return "it needs whole values, these are partial sums";
 	if (rows == PLACE_SHARD1 && !heads)
@@ -110,7 +109,7 @@ static const char *check_rows(const struct prog *p, const struct node *n, int ax
 			continue;
 		enum place at = rule_at(p, n->in[k], axis);
 		bool along = IN(k)->dim[0] == IN(0)->dim[0] && IN(k)->region >= R_SAVED;
-		if (along && at != rows)
+		if (IN(k)->region == R_INPUT ? at != samples : along && at != rows)
 			return "operands are placed differently";
 		if (!along && IN(k)->region != R_INPUT && at != PLACE_REPLICATED)
 			return "a weight that is not replicated";
@@ -120,7 +119,7 @@ static const char *check_rows(const struct prog *p, const struct node *n, int ax
 
 const char *place_rows(struct prog *p, struct node *n, int axis)
 {
-	const char *why = check_rows(p, n, axis, false);
+	const char *why = rule_check_rows(p, n, axis, false);
 	for (int k = 0; !why && k < op_rows[n->op].n_out; k++)
 		why = rule_place(p, n, k, axis, rule_at(p, n->in[0], axis));
 	return why;
@@ -128,7 +127,7 @@ const char *place_rows(struct prog *p, struct node *n, int axis)
 
 const char *place_heads(struct prog *p, struct node *n, int axis)
 {
-	const char *why = check_rows(p, n, axis, true);
+	const char *why = rule_check_rows(p, n, axis, true);
 	for (int k = 0; !why && k < op_rows[n->op].n_out; k++)
 		why = rule_place(p, n, k, axis, rule_at(p, n->in[0], axis));
 	return why;
@@ -136,7 +135,7 @@ const char *place_heads(struct prog *p, struct node *n, int axis)
 
 const char *place_rows_bwd(struct prog *p, struct node *n, int axis)
 {
-	const char *why = check_rows(p, n, axis, false);
+	const char *why = rule_check_rows(p, n, axis, false);
 	enum place rows = rule_at(p, n->in[0], axis);
 	if (!why)
 		why = rule_place(p, n, 0, axis, rows);

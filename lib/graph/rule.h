@@ -47,9 +47,12 @@ int32_t grad_accumulator(struct prog *p, int32_t parameter);
 /* Placement rules that many operations share: elementwise on equal placements; rows of whole vectors. */
 const char *place_elementwise(struct prog *p, struct node *n, int axis);
 const char *place_linear_elementwise(struct prog *p, struct node *n, int axis); /* partial sums may pass */
-const char *place_rows(struct prog *p, struct node *n, int axis);               /* other inputs replicated */
-const char *place_rows_bwd(struct prog *p, struct node *n, int axis);           /* weight gradients partial */
-const char *place_heads(struct prog *p, struct node *n, int axis);              /* rows or heads sharded */
+/* Input 0 holds rows, whole or (heads) cut between heads; inputs of as many rows and those from the host,
+ * which are per row or sample, go along; others are weights, which must be replicated. NULL or why not. */
+const char *rule_check_rows(const struct prog *p, const struct node *n, int axis, bool heads);
+const char *place_rows(struct prog *p, struct node *n, int axis);     /* other inputs replicated */
+const char *place_rows_bwd(struct prog *p, struct node *n, int axis); /* weight gradients partial */
+const char *place_heads(struct prog *p, struct node *n, int axis);    /* rows or heads sharded */
 
 /* flop per element of output 0, and the bytes of all inputs and outputs once. */
 struct cost cost_elementwise(const struct prog *p, const struct node *n, double flop_per_element);

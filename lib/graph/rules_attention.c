@@ -57,6 +57,8 @@ static const char *shape_qk_norm_bwd(struct prog *p, struct node *n)
 {
 	if (n->in[1] == NONE || !rule_same_shape(p, n->in[0], n->in[1]))
 		return "dy and x have different shapes";
+	if (!rule_is_vector(p, n->in[4], IN(0)->dim[0] * (n->arg.norm.heads + n->arg.norm.groups)))
+		return "needs the statistics of every head";
 	const char *why = rule_out_like(p, n, 0, n->in[0]);
 	for (int k = 1; !why && k < 3; k++)
 		why = rule_out_vector(p, n, k, DT_f32, n->arg.norm.head_dim);
@@ -67,9 +69,9 @@ static const char *shape_qk_norm_bwd(struct prog *p, struct node *n)
 static const char *place_qk_norm_bwd(struct prog *p, struct node *n, int axis)
 {
 	enum place rows = rule_at(p, n->in[0], axis);
-	if (rows == PLACE_PARTIAL || rule_at(p, n->in[1], axis) != rows)
-		return "dy and x are placed differently";
-	const char *why = rule_place(p, n, 0, axis, rows);
+	const char *why = rule_check_rows(p, n, axis, true);
+	if (!why)
+		why = rule_place(p, n, 0, axis, rows);
 	for (int k = 1; !why && k < 3; k++)
 		why = rule_place(p, n, k, axis, rows == PLACE_REPLICATED ? PLACE_REPLICATED : PLACE_PARTIAL);
 	return why;
@@ -135,6 +137,9 @@ static const char *shape_attention_bwd(struct prog *p, struct node *n)
 	if (n->in[1] == NONE || n->in[2] == NONE || n->in[3] == NONE ||
 	    !rule_same_shape(p, n->in[0], n->in[2]))
 		return "do and o have different shapes";
+	if (IN(1)->dim[0] != IN(0)->dim[0] ||
+	    !rule_is_vector(p, n->in[3], IN(0)->dim[0] * n->arg.attention.heads))
+		return "needs qkv and lse of every row";
 	const char *why = check_packed(p, n, n->in[1], n->in[4]);
 	return why ? why : rule_out_like(p, n, 0, n->in[1]);
 }

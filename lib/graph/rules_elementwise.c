@@ -56,6 +56,9 @@ static const char *shape_layernorm_bwd(struct prog *p, struct node *n)
 {
 	if (!rule_same_shape(p, n->in[0], n->in[1]) || (HAS(5) && !rule_same_shape(p, n->in[0], n->in[5])))
 		return "dy, x and the addend have different shapes";
+	if (!rule_is_vector(p, n->in[2], IN(0)->dim[1]) || !rule_is_vector(p, n->in[3], IN(0)->dim[0]) ||
+	    !rule_is_vector(p, n->in[4], IN(0)->dim[0]))
+		return "needs a weight as long as a row, and the statistics of every row";
 	const char *why = rule_out_like(p, n, 0, n->in[0]);
 	for (int k = 1; !why && k < 3; k++)
 		why = rule_out_vector(p, n, k, DT_f32, IN(0)->dim[1]);
@@ -85,6 +88,8 @@ static const char *shape_rmsnorm_bwd(struct prog *p, struct node *n)
 {
 	if (!rule_same_shape(p, n->in[0], n->in[1]) || (HAS(4) && !rule_same_shape(p, n->in[0], n->in[4])))
 		return "dy, x and the addend have different shapes";
+	if (!rule_is_vector(p, n->in[2], IN(0)->dim[1]) || !rule_is_vector(p, n->in[3], IN(0)->dim[0]))
+		return "needs a weight as long as a row, and the statistics of every row";
 	const char *why = rule_out_like(p, n, 0, n->in[0]);
 	return why ? why : rule_out_vector(p, n, 1, DT_f32, IN(0)->dim[1]);
 }

@@ -41,12 +41,26 @@ const struct rule rule_cross_entropy = {shape_cross_entropy, place_cross_entropy
 
 static const char *shape_cross_entropy_bwd(struct prog *p, struct node *n)
 {
-	if (n->in[1] == NONE || n->in[2] == NONE || !rule_is_vector(p, n->in[3], 1))
-		return "needs targets, lse and a scale";
+	if (!rule_is_vector(p, n->in[1], IN(0)->dim[0]) || !rule_is_vector(p, n->in[2], IN(0)->dim[0]) ||
+	    !rule_is_vector(p, n->in[3], 1))
+		return "needs a target and lse of every row, and a scale";
 	return rule_out_like(p, n, 0, n->in[0]);
 }
 
-const struct rule rule_cross_entropy_bwd = {shape_cross_entropy_bwd, place_rows, NULL, cost_light};
+static const char *place_cross_entropy_bwd(struct prog *p, struct node *n, int axis)
+{
+	enum place rows = rule_at(p, n->in[0], axis);
+	if (rows != PLACE_REPLICATED && rows != PLACE_SHARD0)
+		return "it needs whole rows of logits";
+	if (rule_at(p, n->in[1], axis) != rows || rule_at(p, n->in[2], axis) != rows)
+		return "logits, targets and lse are placed differently";
+	if (rule_at(p, n->in[3], axis) != PLACE_REPLICATED)
+		return "the scale must be the same everywhere";
+	return rule_place(p, n, 0, axis, rows);
+}
+
+const struct rule rule_cross_entropy_bwd = {shape_cross_entropy_bwd, place_cross_entropy_bwd, NULL,
+                                            cost_light};
 
 /* all_reduce */
 

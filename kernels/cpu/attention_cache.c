@@ -1,0 +1,98 @@
+/* Attention of a few new rows to cached keys and values: one query at a time, for generation. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/attention.h"
+
+struct cached {
+	struct attention a;
+	const struct tensor *keys, *values, *o;
+	const int32_t *position;
+};
+
+static int check_positions(const struct tensor *position, int32_t limit, struct err *e)
+{
+	const int32_t *p = position->data;
+	for (int32_t n = 0; n < position->dim[0]; n++)
+		if (p[n] < 0 || p[n] >= limit)
+			return err_set(e, EXIT_INTERNAL,
+			               "attention_cache: position %d of row %d is outside the cache of %d",
+			               p[n], n, limit);
+	return 0;
+}
+
+static void store_row(const struct cached *c, int64_t n)
+{
+	const struct attention *a = &c->a;
+	const struct tensor *caches[] = {c->keys, c->values};
+	float buffer[CPU_BLOCK];
+	int64_t width = a->groups * a->size;
+	for (int64_t which = 0; which < 2; which++)
+		for (int64_t i = 0; i < width; i += CPU_BLOCK) {
+			int64_t count = width - i < CPU_BLOCK ? width - i : CPU_BLOCK;
+			int64_t from = n * a->row + a->heads * a->size + which * width + i;
+			int64_t to = c->position[n] * width + i;
+			float *place = cpu_place(caches[which], to, buffer);
+			const float *row = cpu_read(a->qkv, from, count, place);
+			if (row != place)
+				memcpy(place, row, (size_t)count * sizeof *place);
+			cpu_write(caches[which], to, count, place);
+		}
+}
+
+/* weight[j] <- scores of keys [begin, begin + count) in powers of two, then -inf up to a multiple of 16. */
+static void score(const struct cached *c, const float *q, int64_t at, int64_t count, float *buffer,
+                  float *weight)
+{
+	const struct attention *a = &c->a;
+	for (int64_t j = 0; j < count; j++)
+		weight[j] = a->tile->dot(a->size, q,
+		                         cpu_read(c->keys, at + j * a->groups * a->size, a->size, buffer));
+	for (int64_t j = count; j % 16; j++)
+		weight[j] = -INFINITY;
+}
+
+/* Row n, one head; space holds q, o, a row of the cache (padded_size each), and the weights. */
+static void attend(const struct cached *c, int64_t n, int64_t head, float *space)
+{
+	const struct attention *a = &c->a;
+	float *q = space, *o = q + a->padded_size, *buffer = o + a->padded_size,
+	      *weight = buffer + a->padded_size;
+	float top = -1e30f, sum = 0, shrink;
+	int64_t last = c->position[n], window = a->arg->attention.window, width = a->groups * a->size;
+	int64_t begin = window > 0 && last >= window ? last - window + 1 : 0, count = last - begin + 1;
+	int64_t at = begin * width + head / (a->heads / a->groups) * a->size;
+	attention_load(a, a->qkv, n * a->row + head * a->size, 0, 1, 1,
+	               a->arg->attention.scale * ATTENTION_LOG2E, q);
+	score(c, q, at, count, buffer, weight);
+	a->tile->softmax(1, (int)((count + 15) / 16 * 16), weight, 0, &top, &sum, &shrink);
+	memset(o, 0, (size_t)a->padded_size * sizeof *o);
+	for (int64_t j = 0; j < count; j++)
+		a->tile->add_scaled(a->size, weight[j], cpu_read(c->values, at + j * width, a->size, buffer),
+		                    o);
+	attention_store(a, c->o, (n * a->heads + head) * a->size, 0, 1, 1 / sum, o);
+}
+
+static void cache_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
+{
+	const struct cached *c = job;
+	size_t words = (size_t)(3 * c->a.padded_size) + ((size_t)c->keys->dim[0] + 15) / 16 * 16;
+	float *space = cpu_scratch(s, part, words * sizeof *space);
+	for (int64_t i = begin; i < end; i++)
+		attend(c, i / c->a.heads, i % c->a.heads, space);
+}
+
+int cpu_fast_attention_cache(struct stream *s, const union op_arg *arg, const struct tensor *in,
+                             const struct tensor *out, struct err *e)
+{
+	struct cached c = {attention_of(arg, &in[0], NULL), &in[1], &in[2], &out[0], in[3].data};
+	if (in[0].dtype != DT_f32 && in[0].dtype != DT_bf16)
+		return err_set(e, EXIT_INTERNAL, "attention_cache: qkv is %s; f32 and bf16 are allowed",
+		               dtype_rows[in[0].dtype].name);
+	if (check_positions(&in[3], in[1].dim[0], e))
+		return e->code;
+	for (int64_t n = 0; n < in[0].dim[0]; n++)
+		store_row(&c, n);
+	cpu_parallel(s, in[0].dim[0] * c.a.heads, 1, cache_part, &c);
+	return 0;
+}
