@@ -55,7 +55,7 @@ def main():
     ids = torch.randint(0, 50257, (B, T + 1))
     for i in range(steps + 1):  # the first one compiles
         begin = time.perf_counter()
-        loss = step(ids[:, :-1], ids[:, 1:])
+        loss = step(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,207 +1,365 @@
 #include "comm/boot.h"
+#include "comm/boot_method.h"
 #include "base/err.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "comm/boot_method.h"
 
+#include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
-static const struct boot_method *const methods[] = {&boot_pmix, &boot_lone};
+/* What goes over the wire, followed by the address. */
+struct wire_card {
+	char magic[8];
+	uint64_t config_hash;
+	int32_t pid;
+	uint32_t address_bytes;
+	char version[48], host[64];
+};
+static const char wire_magic[8] = "pntcrd1";
+static const char card_key[] = "pentad.card", code_key[] = "pentad.code";
 
-/* A rank of its own */
+/* The rank that speaks for all; known even where boot_start fails. */
+static int my_rank;
+/* Attached and not yet left: an exit() now would take the step down without a word. */
+static struct boot *attached;
 
-static bool lone_applies(void)
+/* ---- the deadline ---- */
+
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	bool running, armed;
+	unsigned generation;
+	const struct boot *boot;
+	const char *what;
+} guard = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void guard_expired(void)
+{
+	log_error("waited %g s in %s for the other ranks; one of them is late, stopped or gone",
+	          guard.boot->timeout_s, guard.what);
+	fflush(NULL);
+	_exit(EXIT_INTERNAL);
+}
+
+static void *guard_main(void *unused)
+{
+	(void)unused;
+	pthread_mutex_lock(&guard.lock);
+	for (;;) {
+		while (!guard.armed)
+			pthread_cond_wait(&guard.changed, &guard.lock);
+		unsigned generation = guard.generation;
+		double left = guard.boot->timeout_s;
+		/* In steps of a second, so that a stopped process does not find its time used up. */
+		while (guard.armed && guard.generation == generation && left > 0) {
+			struct timespec until;
+			double step = left < 1 ? left : 1;
+			clock_gettime(CLOCK_MONOTONIC, &until);
+			long nanos = until.tv_nsec + (long)(step * 1e9);
+			until.tv_sec += nanos / 1000000000;
+			until.tv_nsec = nanos % 1000000000;
+			if (pthread_cond_timedwait(&guard.changed, &guard.lock, &until) == ETIMEDOUT)
+				left -= step;
+		}
+		if (guard.armed && guard.generation == generation) {
+			log_set_rank(guard.boot->rank, guard.boot->size);
+			guard_expired();
+		}
+	}
+	return NULL;
+}
+
+void guard_begin(const struct boot *b, const char *what)
+{
+	pthread_mutex_lock(&guard.lock);
+	if (!guard.running) {
+		pthread_condattr_t attr;
+		pthread_t thread;
+		pthread_condattr_init(&attr);
+		pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+		pthread_cond_init(&guard.changed, &attr);
+		pthread_condattr_destroy(&attr);
+		guard.running = !pthread_create(&thread, NULL, guard_main, NULL);
+		if (guard.running)
+			pthread_detach(thread);
+	}
+	guard.armed = true;
+	guard.generation++;
+	guard.boot = b;
+	guard.what = what;
+	pthread_cond_signal(&guard.changed);
+	pthread_mutex_unlock(&guard.lock);
+}
+
+void guard_end(void)
+{
+	pthread_mutex_lock(&guard.lock);
+	guard.armed = false;
+	pthread_cond_signal(&guard.changed);
+	pthread_mutex_unlock(&guard.lock);
+}
+
+/* ---- a lone rank ---- */
+
+static bool lone_present(void)
 {
 	return true;
 }
 
-/* Slurm started several of us and gave no way to meet: training N times alone would look like success. */
+static int env_int(const char *name, int otherwise)
+{
+	const char *text = getenv(name);
+	return text && *text ? atoi(text) : otherwise;
+}
+
 static int lone_join(struct boot *b, struct err *e)
 {
-	const char *tasks = getenv("SLURM_STEP_NUM_TASKS");
-	if (tasks && atoi(tasks) > 1)
-		return err_set(e, EXIT_UNAVAILABLE,
-		               "Slurm started %s tasks without PMIx, so they cannot meet: start them with "
-		               "`srun --mpi=pmix …` "
-		               "(`srun --mpi=list` shows what this site has)",
-		               tasks);
-	b->size = b->local_size = b->num_nodes = 1;
-	gethostname(b->host_name, sizeof b->host_name - 1);
+	int tasks = env_int("SLURM_STEP_NUM_TASKS", 1);
+	if (tasks > 1) {
+		my_rank = env_int("SLURM_PROCID", 0);
+		return err_set(
+		        e, EXIT_UNAVAILABLE,
+		        "Slurm started %d tasks in this step, but they cannot meet: PMIx does not answer; "
+		        "use `srun --mpi=pmix` (`srun --mpi=list` shows whether this site has it)",
+		        tasks);
+	}
+	b->rank = 0;
+	b->size = 1;
 	return 0;
 }
+
+static struct {
+	char key[32];
+	void *data;
+	size_t bytes;
+} lone_slot[2];
 
 static int lone_publish(struct boot *b, const char *key, const void *data, size_t bytes, struct err *e)
 {
-	(void)b, (void)key, (void)data, (void)bytes, (void)e;
+	(void)b;
+	(void)e;
+	size_t i = strcmp(key, card_key) ? 1 : 0;
+	free(lone_slot[i].data);
+	lone_slot[i].data = mem_array(1, bytes);
+	memcpy(lone_slot[i].data, data, bytes);
+	lone_slot[i].bytes = bytes;
 	return 0;
 }
 
-static int lone_fence(struct boot *b, struct err *e)
+static int lone_fence(struct boot *b, const char *why, struct err *e)
 {
-	(void)b, (void)e;
+	(void)b;
+	(void)why;
+	(void)e;
 	return 0;
 }
 
-static int lone_fetch(struct boot *b, int rank, const char *key, void **data, size_t *bytes, struct err *e)
+static int lone_lookup(struct boot *b, int rank, const char *key, void **data, size_t *bytes, struct err *e)
 {
-	(void)b, (void)data, (void)bytes;
-	return err_set(e, EXIT_INTERNAL, "a lone rank asked rank %d for %s", rank, key);
+	(void)b;
+	(void)rank;
+	(void)e;
+	size_t i = strcmp(key, card_key) ? 1 : 0;
+	*data = lone_slot[i].data;
+	*bytes = lone_slot[i].bytes;
+	lone_slot[i].data = NULL;
+	return 0;
 }
 
 static void lone_leave(struct boot *b)
 {
 	(void)b;
+	for (size_t i = 0; i < 2; i++) {
+		free(lone_slot[i].data);
+		lone_slot[i].data = NULL;
+	}
 }
 
 static void lone_abort(struct boot *b, int code, const char *message)
 {
-	(void)b, (void)message;
-	_exit(code);
+	(void)b;
+	(void)code;
+	(void)message;
 }
 
-const struct boot_method boot_lone = {"lone",     lone_applies, lone_join,  lone_publish,
-                                      lone_fence, lone_fetch,   lone_leave, lone_abort};
+static const struct boot_method boot_lone = {"lone",     lone_present, lone_join,  lone_publish,
+                                             lone_fence, lone_lookup,  lone_leave, lone_abort};
 
-/* Meeting */
+/* ---- joining ---- */
+
+static const struct boot_method *const methods[] = {&boot_pmix, &boot_lone};
+
+static void left_without_a_word(void)
+{
+	if (!attached)
+		return;
+	log_error("left without shutting down; the other ranks go with it");
+	fflush(NULL);
+	_exit(EXIT_INTERNAL);
+}
+
+static void attach(struct boot *b)
+{
+	static bool registered;
+	attached = b->size > 1 ? b : NULL;
+	if (!registered)
+		atexit(left_without_a_word);
+	registered = true;
+}
 
 int boot_join(struct boot **out, double timeout_s, struct err *e)
 {
 	struct boot *b = mem_array(1, sizeof *b);
-	size_t k = 0;
-	while (!methods[k]->applies())
-		k++;
-	b->methods = methods[k];
-	b->method = methods[k]->name;
+	int rc = EXIT_UNAVAILABLE;
 	b->timeout_s = timeout_s > 0 ? timeout_s : 300;
+	gethostname(b->host_name, sizeof b->host_name - 1);
 	b->host = b->host_name;
-	boot_watch("joining the other ranks", b->timeout_s);
-	int rc = b->methods->join(b, e);
-	boot_unwatch();
-	if (rc)
+	for (size_t i = 0; i < sizeof methods / sizeof *methods && rc; i++) {
+		if (!methods[i]->present())
+			continue;
+		b->methods = methods[i];
+		b->method = methods[i]->name;
+		rc = methods[i]->join(b, e);
+	}
+	if (rc) {
 		free(b);
-	else
-		*out = b;
-	return rc;
+		return rc;
+	}
+	b->local_size = b->num_nodes = 1;
+	my_rank = b->rank;
+	log_set_rank(b->rank, b->size);
+	attach(b);
+	*out = b;
+	return 0;
 }
 
-struct wire_card { /* what a rank publishes; the address follows */
-	char version[48], host[64];
-	uint64_t config_hash;
-	int32_t pid, node;
-	uint32_t address_bytes;
-};
+/* ---- cards ---- */
 
-static int publish_card(struct boot *b, const struct boot_card *mine, struct err *e)
+static int card_publish(struct boot *b, const struct boot_card *mine, struct err *e)
 {
+	ASSERT(mine->address_bytes <= BOOT_MAX_ADDRESS);
+	char bytes[sizeof(struct wire_card) + BOOT_MAX_ADDRESS];
 	struct wire_card w = {.config_hash = mine->config_hash,
-	                      .pid = getpid(),
-	                      .node = b->node,
+	                      .pid = (int32_t)getpid(),
 	                      .address_bytes = (uint32_t)mine->address_bytes};
-	if (mine->address_bytes > BOOT_MAX_ADDRESS)
-		return err_set(e, EXIT_INTERNAL, "a transport address of %zu bytes; allowed: %d",
-		               mine->address_bytes, BOOT_MAX_ADDRESS);
-	struct buf card = {0};
+	memcpy(w.magic, wire_magic, sizeof w.magic);
 	snprintf(w.version, sizeof w.version, "%s", mine->version);
-	snprintf(w.host, sizeof w.host, "%s", b->host_name);
-	buf_add(&card, &w, sizeof w);
-	buf_add(&card, mine->address, mine->address_bytes);
-	int rc = b->methods->publish(b, "pentad.card", card.data, card.length, e);
-	buf_free(&card);
-	return rc;
+	memcpy(w.host, b->host_name, sizeof w.host);
+	memcpy(bytes, &w, sizeof w);
+	if (mine->address_bytes)
+		memcpy(bytes + sizeof w, mine->address, mine->address_bytes);
+	return b->methods->publish(b, card_key, bytes, sizeof w + mine->address_bytes, e);
 }
 
-static int read_card(struct boot *b, int rank, struct err *e)
+/* Nothing in a card is believed before it is checked: it may come from another build. */
+static int card_read(struct boot *b, int rank, struct boot_peer *out, struct err *e)
 {
-	struct wire_card w;
 	void *data;
 	size_t bytes;
-	int rc = b->methods->fetch(b, rank, "pentad.card", &data, &bytes, e);
+	struct wire_card w;
+	int rc = b->methods->lookup(b, rank, card_key, &data, &bytes, e);
 	if (rc)
 		return rc;
-	if (bytes >= sizeof w)
-		memcpy(&w, data, sizeof w);
-	if (bytes < sizeof w || w.address_bytes > BOOT_MAX_ADDRESS || bytes != sizeof w + w.address_bytes) {
+	if (bytes < sizeof w || (memcpy(&w, data, sizeof w), memcmp(w.magic, wire_magic, sizeof w.magic)) ||
+	    w.address_bytes > BOOT_MAX_ADDRESS || bytes != sizeof w + w.address_bytes ||
+	    !memchr(w.version, 0, sizeof w.version) || !memchr(w.host, 0, sizeof w.host)) {
 		free(data);
-		return err_set(e, EXIT_CONFIG, "rank %d is another program, or another version of this one",
-		               rank);
+		return err_set(
+		        e, EXIT_CONFIG,
+		        "rank %d runs another version of pentad: its card cannot be read; use one binary "
+		        "for all ranks",
+		        rank);
 	}
-	struct boot_peer *p = &b->peer[rank];
-	w.version[sizeof w.version - 1] = w.host[sizeof w.host - 1] = 0;
-	memcpy(p->version, w.version, sizeof p->version);
-	memcpy(p->host, w.host, sizeof p->host);
-	p->config_hash = w.config_hash;
-	p->pid = w.pid;
-	p->node = w.node;
-	p->address_bytes = w.address_bytes;
-	p->address = memcpy(mem_array(w.address_bytes + 1, 1), (char *)data + sizeof w, w.address_bytes);
+	void *address = mem_array(1, w.address_bytes);
+	memcpy(address, (char *)data + sizeof w, w.address_bytes);
 	free(data);
+	*out = (struct boot_peer){.config_hash = w.config_hash,
+	                          .pid = w.pid,
+	                          .address = address,
+	                          .address_bytes = w.address_bytes};
+	memcpy(out->version, w.version, sizeof w.version);
+	memcpy(out->host, w.host, sizeof w.host);
 	return 0;
 }
 
-/* Every rank looks at the same cards, so every rank comes to the same sentence. */
-static int compare_cards(const struct boot *b, struct err *e)
+/* Nodes are numbered in the order in which ranks show them. */
+static int nodes_number(struct boot *b, int *ranks_on)
+{
+	int *first = mem_array(b->size, sizeof *first), n = 0;
+	for (int i = 0; i < b->size; i++) {
+		int node = i ? b->peer[i - 1].node : 0;
+		if (n && strcmp(b->peer[i].host, b->peer[first[node]].host))
+			for (node = 0; node < n && strcmp(b->peer[i].host, b->peer[first[node]].host);)
+				node++;
+		if (node == n || !n)
+			first[n++] = i;
+		b->peer[i].node = node;
+		if (i == b->rank)
+			b->local_rank = ranks_on[node];
+		ranks_on[node]++;
+	}
+	free(first);
+	return n;
+}
+
+static int nodes_find(struct boot *b, struct err *e)
+{
+	int *ranks_on = mem_array(b->size, sizeof *ranks_on), rc = 0;
+	b->num_nodes = nodes_number(b, ranks_on);
+	b->node = b->peer[b->rank].node;
+	b->local_size = ranks_on[b->node];
+	for (int i = 0; i < b->size && !rc; i++) {
+		int node = b->peer[i].node;
+		if (ranks_on[node] != ranks_on[0])
+			rc = err_set(
+			        e, EXIT_USAGE,
+			        "node %s holds %d ranks, node %s holds %d: they must be equal; give srun "
+			        "--ntasks-per-node=N (here %d ranks on %d nodes)",
+			        b->peer[0].host, ranks_on[0], b->peer[i].host, ranks_on[node], b->size,
+			        b->num_nodes);
+	}
+	free(ranks_on);
+	return rc;
+}
+
+static int cards_compare(const struct boot *b, struct err *e)
 {
 	const struct boot_peer *first = &b->peer[0];
-	for (int r = 1; r < b->size; r++) {
-		const struct boot_peer *p = &b->peer[r];
+	for (int i = 1; i < b->size; i++) {
+		const struct boot_peer *p = &b->peer[i];
 		if (strcmp(p->version, first->version))
-			return err_set(e, EXIT_CONFIG,
-			               "a mixed job: rank 0 (%s) runs version %s, rank %d (%s) version %s",
-			               first->host, first->version, r, p->host, p->version);
-		if (p->config_hash != first->config_hash)
 			return err_set(
 			        e, EXIT_CONFIG,
-			        "a mixed job: rank %d (%s) was given another configuration than rank 0 (%s)",
-			        r, p->host, first->host);
+			        "mixed versions: rank 0 (%s) runs pentad %s, rank %d (%s) runs %s; use one "
+			        "binary for all ranks",
+			        first->host, first->version, i, p->host, p->version);
+		if (p->config_hash != first->config_hash)
+			return err_set(e, EXIT_CONFIG,
+			               "mixed configurations: rank 0 (%s) has read %016llx, rank %d (%s) "
+			               "%016llx; all "
+			               "ranks must see the same files and options",
+			               first->host, (unsigned long long)first->config_hash, i, p->host,
+			               (unsigned long long)p->config_hash);
 	}
 	return 0;
 }
 
-static int compare_nodes(const struct boot *b, struct err *e)
+int boot_exchange(struct boot *b, const struct boot_card *mine, struct err *e)
 {
-	int *count = mem_array((size_t)b->size, sizeof *count), first = -1, rc = 0;
-	for (int r = 0; r < b->size; r++)
-		if (b->peer[r].node >= 0 && b->peer[r].node < b->size)
-			count[b->peer[r].node]++;
-	for (int n = 0; n < b->size && !rc; n++) {
-		if (!count[n])
-			continue;
-		first = first < 0 ? n : first;
-		if (count[n] != count[first])
-			rc = err_set(e, EXIT_USAGE,
-			             "node %d holds %d ranks, node %d holds %d: nodes must hold as many "
-			             "each; give srun "
-			             "--ntasks-per-node=%d",
-			             first, count[first], n, count[n], b->size / b->num_nodes);
-	}
-	free(count);
-	return rc;
-}
-
-int boot_fence(struct boot *boot, struct err *e)
-{
-	boot_watch("a fence of all ranks", boot->timeout_s);
-	int rc = boot->methods->fence(boot, e);
-	boot_unwatch();
-	return rc;
-}
-
-int boot_exchange(struct boot *boot, const struct boot_card *mine, struct err *e)
-{
-	if (boot->size == 1)
-		return 0;
-	int rc = publish_card(boot, mine, e);
-	if (!rc)
-		rc = boot_fence(boot, e);
-	boot->peer = mem_array((size_t)boot->size, sizeof *boot->peer);
-	for (int r = 0; r < boot->size && !rc; r++)
-		rc = read_card(boot, r, e);
-	if (!rc)
-		rc = compare_cards(boot, e);
-	return rc ? rc : compare_nodes(boot, e);
+	int rc = card_publish(b, mine, e);
+	if (rc || (rc = b->methods->fence(b, "the first meeting of all ranks", e)))
+		boot_abort(b, rc, e->text);
+	b->peer = mem_array(b->size, sizeof *b->peer);
+	for (int i = 0; i < b->size && !rc; i++)
+		rc = card_read(b, i, &b->peer[i], e);
+	rc = rc ? rc : cards_compare(b, e);
+	return rc ? rc : nodes_find(b, e);
 }
 
 int boot_start(struct boot **out, const struct boot_card *mine, struct err *e)
@@ -210,78 +368,85 @@ int boot_start(struct boot **out, const struct boot_card *mine, struct err *e)
 	int rc = boot_join(&b, mine->timeout_s, e);
 	if (rc)
 		return rc;
-	if ((rc = boot_exchange(b, mine, e)))
+	rc = boot_exchange(b, mine, e);
+	if (rc) {
 		boot_finish(b, rc);
-	else
-		*out = b;
-	return rc;
+		return rc;
+	}
+	*out = b;
+	return 0;
 }
 
-/* Leaving */
+int boot_fence(struct boot *b, struct err *e)
+{
+	return b->methods->fence(b, "a fence", e);
+}
+
+/* ---- leaving ---- */
+
+static int highest_code(struct boot *b, int code)
+{
+	struct err e;
+	for (int i = 0; i < b->size; i++) {
+		void *data;
+		size_t bytes;
+		if (b->methods->lookup(b, i, code_key, &data, &bytes, &e))
+			continue;
+		int32_t theirs = 0;
+		if (bytes == sizeof theirs)
+			memcpy(&theirs, data, sizeof theirs);
+		free(data);
+		code = theirs > code ? theirs : code;
+	}
+	return code;
+}
 
 static void boot_free(struct boot *b)
 {
-	for (int r = 0; b->peer && r < b->size; r++)
-		free((void *)(uintptr_t)b->peer[r].address);
+	for (int i = 0; b->peer && i < b->size; i++)
+		free((void *)(uintptr_t)b->peer[i].address);
 	free(b->peer);
 	free(b);
 }
 
-static int highest_code(struct boot *b, int mine)
+int boot_finish(struct boot *b, int code)
 {
-	int highest = mine;
-	for (int r = 1; r < b->size; r++) {
-		void *data;
-		size_t bytes;
-		int32_t code;
-		struct err ignored;
-		if (b->methods->fetch(b, r, "pentad.code", &data, &bytes, &ignored))
-			continue;
-		if (bytes == sizeof code) {
-			memcpy(&code, data, sizeof code);
-			highest = code > highest ? code : highest;
-		}
-		free(data);
-	}
-	return highest;
-}
-
-int boot_finish(struct boot *boot, int code)
-{
-	struct err e = {0};
-	int32_t mine = code;
-	if (!boot)
+	struct err e;
+	if (!b)
 		return code;
-	if (boot->size > 1) {
-		int rc = boot->methods->publish(boot, "pentad.code", &mine, sizeof mine, &e);
-		if (!rc)
-			rc = boot_fence(boot, &e);
-		if (!rc && boot->rank == 0)
-			code = highest_code(boot, code);
-	}
-	boot_watch("leaving the other ranks", boot->timeout_s);
-	boot->methods->leave(boot);
-	boot_unwatch();
-	if (boot->rank)
-		code = 0; /* srun reports the highest code; rank 0 carries it, and goes last */
-	else if (boot->size > 1)
-		usleep(100 * 1000);
-	boot_free(boot);
+	int32_t mine = code;
+	fflush(NULL);
+	if (b->methods->publish(b, code_key, &mine, sizeof mine, &e) ||
+	    b->methods->fence(b, "the last meeting of all ranks", &e))
+		boot_abort(b, code ? code : e.code, e.text);
+	code = b->rank ? 0 : highest_code(b, code);
+	b->methods->leave(b);
+	attached = NULL;
+	/* A task that exits with a code may have its fellows killed: they shall be gone by then. */
+	if (code && b->size > 1)
+		nanosleep(&(struct timespec){.tv_nsec = 200 * 1000 * 1000}, NULL);
+	boot_free(b);
 	return code;
 }
 
-int boot_failed(struct boot *boot, const struct err *e)
+int boot_failed(struct boot *b, const struct err *e)
 {
-	const char *rank = getenv("PMIX_RANK"); /* where boot_start has left already */
-	if (boot ? boot->rank == 0 : !rank || atoi(rank) == 0)
+	if (!my_rank)
 		log_error("%s", e->text);
-	return boot_finish(boot, e->code);
+	if (!b)
+		return e->code;
+	int code = e->code;
+	boot_finish(b, code);
+	return code;
 }
 
-_Noreturn void boot_abort(struct boot *boot, int code, const char *message)
+_Noreturn void boot_abort(struct boot *b, int code, const char *message)
 {
 	log_error("%s", message);
-	if (boot)
-		boot->methods->abort(boot, code, message);
+	fflush(NULL);
+	if (b) {
+		attached = NULL;
+		b->methods->abort(b, code, message);
+	}
 	_exit(code);
 }

@@ -1,4 +1,4 @@
-/* Inside the floor: what a way of meeting offers. One row a method, tried in order. Floor: comm. */
+/* Inside the floor: what a bootstrap method implements. Floor: comm. */
 #ifndef PENTAD_COMM_BOOT_METHOD_H
 #define PENTAD_COMM_BOOT_METHOD_H
 
@@ -8,22 +8,24 @@
 
 struct boot_method {
 	const char *name;
-	bool (*applies)(void); /* whether the environment says so */
-	/* Fills rank, size, local_rank, local_size, node, num_nodes, host_name. EXIT_UNAVAILABLE. */
+	/* Whether the environment speaks of it. */
+	bool (*present)(void);
+	/* Sets rank, size and, where it is known, host_name. */
 	int (*join)(struct boot *b, struct err *e);
-	/* Tells all ranks `bytes` of data under a key; they can be had after the next fence. */
+	/* Makes `data` readable for all ranks after the next fence. */
 	int (*publish)(struct boot *b, const char *key, const void *data, size_t bytes, struct err *e);
-	int (*fence)(struct boot *b, struct err *e);
-	/* What `rank` published, as a copy for free(). */
-	int (*fetch)(struct boot *b, int rank, const char *key, void **data, size_t *bytes, struct err *e);
+	int (*fence)(struct boot *b, const char *why, struct err *e);
+	/* What `rank` published, copied; the caller frees *data. */
+	int (*lookup)(struct boot *b, int rank, const char *key, void **data, size_t *bytes, struct err *e);
 	void (*leave)(struct boot *b);
-	void (*abort)(struct boot *b, int code, const char *message); /* does not return */
+	/* Takes all ranks down; may return. */
+	void (*abort)(struct boot *b, int code, const char *message);
 };
-extern const struct boot_method boot_pmix, boot_lone;
+extern const struct boot_method boot_pmix; /* boot_pmix.c or boot_pmix_absent.c */
 
-/* Bounds what runs between the two calls: after timeout_s the process says what it waited for and leaves with
- * EXIT_INTERNAL. */
-void boot_watch(const char *what, double timeout_s);
-void boot_unwatch(void);
+/* A deadline around a call of somebody else's that may wait for ever: past it the process says so and leaves
+ * with EXIT_INTERNAL. One at a time. `what` is kept until guard_end. */
+void guard_begin(const struct boot *b, const char *what);
+void guard_end(void);
 
 #endif

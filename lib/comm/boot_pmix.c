@@ -1,133 +1,136 @@
-/* Meeting through PMIx: srun --mpi=pmix, or `pentad launch`. What Slurm's plugin does is taken as it is: a
- * fence that does not collect data is no barrier across nodes, events never come, and PMIx_Notify_event
- * kills. */
-#include "base/err.h"
-#include "base/mem.h"
+/* Bootstrap by PMIx (pmix-standard.github.io): under srun --mpi=pmix and under `pentad launch`.
+ *
+ * Fences always collect: under Slurm a fence that does not is no barrier across nodes. No events are waited
+ * for, none are sent (PMIx_Notify_event kills the step). */
 #include "comm/boot_method.h"
+#include "base/err.h"
+#include "base/log.h"
+#include "base/mem.h"
 
 #include <pmix.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-static pmix_proc_t me;
-
-static bool pmix_applies(void)
+static bool pmix_present(void)
 {
 	return getenv("PMIX_NAMESPACE") && getenv("PMIX_RANK");
 }
 
-static int failed(struct err *e, int code, const char *what, pmix_status_t status)
+static void proc_of(const struct boot *b, pmix_rank_t rank, pmix_proc_t *out)
 {
-	return err_set(e, code, "%s: PMIx says %s (%d)", what, PMIx_Error_string(status), status);
+	PMIX_LOAD_PROCID(out, b->name_space, rank);
 }
 
-/* A number that the resource manager told about this rank, or about the whole job. */
-static long get_number(const char *key, bool of_job, long otherwise)
+static int pmix_size(struct boot *b, struct err *e)
 {
-	pmix_proc_t who = me;
-	pmix_value_t *v;
-	if (of_job)
-		who.rank = PMIX_RANK_WILDCARD;
-	if (PMIx_Get(&who, key, NULL, 0, &v) != PMIX_SUCCESS)
-		return otherwise;
-	long n = v->type == PMIX_UINT32   ? (long)v->data.uint32
-	         : v->type == PMIX_UINT16 ? (long)v->data.uint16
-	         : v->type == PMIX_INT    ? v->data.integer
-	                                  : otherwise;
+	pmix_proc_t all;
+	pmix_value_t *v = NULL;
+	proc_of(b, PMIX_RANK_WILDCARD, &all);
+	pmix_status_t rc = PMIx_Get(&all, PMIX_JOB_SIZE, NULL, 0, &v);
+	if (rc != PMIX_SUCCESS || v->type != PMIX_UINT32 || !v->data.uint32 || v->data.uint32 > 1 << 24)
+		return err_set(e, EXIT_UNAVAILABLE, "PMIx does not tell the number of ranks: %s",
+		               PMIx_Error_string(rc));
+	b->size = (int)v->data.uint32;
 	PMIX_VALUE_RELEASE(v);
-	return n;
+	return 0;
 }
 
-static void get_host(char *out, size_t cap)
+/* The node's name as the resource manager knows it; several "nodes" may share one machine. */
+static void pmix_host(struct boot *b, const pmix_proc_t *me)
 {
-	pmix_value_t *v;
-	gethostname(out, cap - 1);
-	if (PMIx_Get(&me, PMIX_HOSTNAME, NULL, 0, &v) != PMIX_SUCCESS)
+	pmix_value_t *v = NULL;
+	if (PMIx_Get(me, PMIX_HOSTNAME, NULL, 0, &v) != PMIX_SUCCESS)
 		return;
 	if (v->type == PMIX_STRING && v->data.string)
-		snprintf(out, cap, "%s", v->data.string);
+		snprintf(b->host_name, sizeof b->host_name, "%s", v->data.string);
 	PMIX_VALUE_RELEASE(v);
 }
 
 static int pmix_join(struct boot *b, struct err *e)
 {
-	pmix_status_t status = PMIx_Init(&me, NULL, 0);
-	if (status != PMIX_SUCCESS)
-		return failed(e, EXIT_UNAVAILABLE, "PMIX_NAMESPACE is set, but nobody answers", status);
-	b->rank = (int)me.rank;
-	b->size = (int)get_number(PMIX_JOB_SIZE, true, 0);
-	if (b->size < 1 || b->rank >= b->size) {
-		PMIx_Finalize(NULL, 0);
-		return err_set(e, EXIT_UNAVAILABLE, "PMIx gives rank %d of %d", b->rank, b->size);
-	}
-	b->local_size = (int)get_number(PMIX_LOCAL_SIZE, true, 1);
-	b->num_nodes = (int)get_number(PMIX_NUM_NODES, true, 1);
-	b->local_rank = (int)get_number(PMIX_LOCAL_RANK, false, 0);
-	b->node = (int)get_number(PMIX_NODEID, false, 0);
-	get_host(b->host_name, sizeof b->host_name);
+	pmix_proc_t me;
+	guard_begin(b, "PMIx_Init");
+	pmix_status_t rc = PMIx_Init(&me, NULL, 0);
+	guard_end();
+	if (rc != PMIX_SUCCESS)
+		return err_set(e, EXIT_UNAVAILABLE, "PMIx does not answer (%s)", PMIx_Error_string(rc));
 	snprintf(b->name_space, sizeof b->name_space, "%s", me.nspace);
+	b->rank = (int)me.rank;
+	int failed = pmix_size(b, e);
+	if (failed)
+		return failed;
+	pmix_host(b, &me);
 	return 0;
 }
 
 static int pmix_publish(struct boot *b, const char *key, const void *data, size_t bytes, struct err *e)
 {
-	(void)b;
-	pmix_value_t v;
-	PMIX_VALUE_CONSTRUCT(&v);
-	v.type = PMIX_BYTE_OBJECT;
+	pmix_value_t v = {.type = PMIX_BYTE_OBJECT};
 	v.data.bo.bytes = (char *)(uintptr_t)data;
 	v.data.bo.size = bytes;
-	pmix_status_t status = PMIx_Put(PMIX_GLOBAL, key, &v);
-	if (status == PMIX_SUCCESS)
-		status = PMIx_Commit();
-	return status == PMIX_SUCCESS ? 0 : failed(e, EXIT_INTERNAL, "publishing to the other ranks", status);
+	guard_begin(b, "PMIx_Commit");
+	pmix_status_t rc = PMIx_Put(PMIX_GLOBAL, key, &v);
+	if (rc == PMIX_SUCCESS)
+		rc = PMIx_Commit();
+	guard_end();
+	return rc == PMIX_SUCCESS
+	               ? 0
+	               : err_set(e, EXIT_INTERNAL, "PMIx cannot publish %s: %s", key, PMIx_Error_string(rc));
 }
 
-static int pmix_fence(struct boot *b, struct err *e)
+static int pmix_fence(struct boot *b, const char *why, struct err *e)
 {
-	(void)b;
-	pmix_proc_t all = me;
+	pmix_proc_t all;
 	pmix_info_t collect;
 	bool yes = true;
-	all.rank = PMIX_RANK_WILDCARD;
+	proc_of(b, PMIX_RANK_WILDCARD, &all);
 	PMIX_INFO_LOAD(&collect, PMIX_COLLECT_DATA, &yes, PMIX_BOOL);
-	pmix_status_t status = PMIx_Fence(&all, 1, &collect, 1);
+	guard_begin(b, why);
+	pmix_status_t rc = PMIx_Fence(&all, 1, &collect, 1);
+	guard_end();
 	PMIX_INFO_DESTRUCT(&collect);
-	return status == PMIX_SUCCESS ? 0 : failed(e, EXIT_INTERNAL, "a fence of all ranks", status);
+	return rc == PMIX_SUCCESS
+	               ? 0
+	               : err_set(e, EXIT_INTERNAL, "PMIx_Fence failed at %s: %s", why, PMIx_Error_string(rc));
 }
 
-static int pmix_fetch(struct boot *b, int rank, const char *key, void **data, size_t *bytes, struct err *e)
+static int pmix_lookup(struct boot *b, int rank, const char *key, void **data, size_t *bytes, struct err *e)
 {
-	(void)b;
-	pmix_proc_t who = me;
-	pmix_value_t *v;
-	who.rank = (pmix_rank_t)rank;
-	pmix_status_t status = PMIx_Get(&who, key, NULL, 0, &v);
-	if (status != PMIX_SUCCESS)
-		return failed(e, EXIT_INTERNAL, "asking for another rank's card", status);
-	bool fits = v->type == PMIX_BYTE_OBJECT;
-	if (fits) {
+	pmix_proc_t who;
+	pmix_value_t *v = NULL;
+	proc_of(b, (pmix_rank_t)rank, &who);
+	guard_begin(b, "PMIx_Get");
+	pmix_status_t rc = PMIx_Get(&who, key, NULL, 0, &v);
+	guard_end();
+	if (rc != PMIX_SUCCESS)
+		return err_set(e, EXIT_INTERNAL, "PMIx does not know %s of rank %d: %s", key, rank,
+		               PMIx_Error_string(rc));
+	int failed = 0;
+	if (v->type == PMIX_BYTE_OBJECT) {
 		*bytes = v->data.bo.size;
-		*data = memcpy(mem_array(*bytes + 1, 1), v->data.bo.bytes, *bytes);
+		*data = mem_array(1, *bytes);
+		memcpy(*data, v->data.bo.bytes, *bytes);
+	} else {
+		failed = err_set(e, EXIT_INTERNAL, "PMIx holds %s of rank %d as another type", key, rank);
 	}
 	PMIX_VALUE_RELEASE(v);
-	return fits ? 0 : err_set(e, EXIT_INTERNAL, "rank %d published %s in another form", rank, key);
+	return failed;
 }
 
 static void pmix_leave(struct boot *b)
 {
-	(void)b;
+	guard_begin(b, "PMIx_Finalize");
 	PMIx_Finalize(NULL, 0);
+	guard_end();
 }
 
 static void pmix_abort(struct boot *b, int code, const char *message)
 {
-	(void)b;
+	guard_begin(b, "PMIx_Abort");
 	PMIx_Abort(code, message, NULL, 0);
-	_exit(code);
+	guard_end();
 }
 
-const struct boot_method boot_pmix = {"pmix",     pmix_applies, pmix_join,  pmix_publish,
-                                      pmix_fence, pmix_fetch,   pmix_leave, pmix_abort};
+const struct boot_method boot_pmix = {"pmix",     pmix_present, pmix_join,  pmix_publish,
+                                      pmix_fence, pmix_lookup,  pmix_leave, pmix_abort};

@@ -97,21 +97,30 @@ static double targets_of_a_step(const struct step *s)
 	return (double)s->config->train.global_batch_size * (double)s->config->model.seq_length;
 }
 
+/* Micro-batches [0, n) through forward, and backward where the program has one. One rank's failure is
+ * everybody's: the others would wait for its gradients. */
+static int run_micro_batches(struct step *s, const struct dataset *d, uint64_t first_sample, int64_t n,
+                             struct err *e)
+{
+	int rc = 0;
+	for (int64_t m = 0; m < n && !rc; m++) {
+		rc = load_micro_batch(s, d, first_sample, m, e);
+		if (!rc)
+			rc = exec_run(s->exec, SEG_FWD, m == 0, e);
+		if (!rc)
+			rc = exec_run(s->exec, SEG_BWD, m == 0, e);
+	}
+	if (s->at.data_parallel)
+		rc = comm_any(s->at.data_parallel, rc, e);
+	return rc ? rc : exec_run(s->exec, SEG_REDUCE, true, e);
+}
+
 int step_gradients(struct step *s, const struct dataset *d, uint64_t first_sample, struct step_result *r,
                    struct err *e)
 {
 	float scale = (float)(1 / targets_of_a_step(s));
 	exec_upload(s->exec, s->program.model.loss_scale, &scale);
-	for (int64_t m = 0; m < s->config->derived.accumulation; m++) {
-		int rc = load_micro_batch(s, d, first_sample, m, e);
-		if (!rc)
-			rc = exec_run(s->exec, SEG_FWD, m == 0, e);
-		if (!rc)
-			rc = exec_run(s->exec, SEG_BWD, m == 0, e);
-		if (rc)
-			return rc;
-	}
-	int rc = exec_run(s->exec, SEG_REDUCE, true, e);
+	int rc = run_micro_batches(s, d, first_sample, s->config->derived.accumulation, e);
 	if (rc)
 		return rc;
 	double loss, norm2;
@@ -143,16 +152,8 @@ int step_update(struct step *s, int64_t step, double lr, struct err *e)
 int step_evaluate(struct step *s, const struct dataset *d, uint64_t first_sample, int64_t n, double *lm_loss,
                   struct err *e)
 {
-	int64_t micro_batches = n * s->config->derived.accumulation;
-	for (int64_t m = 0; m < micro_batches; m++) {
-		int rc = load_micro_batch(s, d, first_sample, m, e);
-		if (!rc)
-			rc = exec_run(s->exec, SEG_FWD, m == 0, e);
-		if (rc)
-			return rc;
-	}
-	int rc = exec_run(s->exec, SEG_REDUCE, true, e);
 	double loss;
+	int rc = run_micro_batches(s, d, first_sample, n * s->config->derived.accumulation, e);
 	if (rc)
 		return rc;
 	exec_download(s->exec, s->program.loss, &loss);
