@@ -282,12 +282,18 @@ static void check_parameters(struct bench *b, const char *prefix, bool gradients
 			      *have = all + p->local_row * columns;
 			pick(row, p, theirs, want);
 			double scale = largest(want, (size_t)count), worst = 0;
-			for (int64_t j = 0; j < count; j++)
+			int64_t far = 0;
+			for (int64_t j = 0; j < count; j++) {
 				worst = fmax(worst, fabs(have[j] - want[j]));
-			if (worst > tolerance * scale)
+				far += fabs(have[j] - want[j]) > tolerance * scale;
+			}
+			/* Where a gradient is as small as rounding, Adam's steps have any sign: a few
+			 * weights. */
+			if (gradients ? far > 0 : far > 1 + count / 500 || worst > 5e-3)
 				test_failed(__FILE__, __LINE__,
-				            "%s %s: differs by %.3g, largest element %.3g", b->g->folder,
-				            path, worst, scale);
+				            "%s %s: %lld of %lld differ, by up to %.3g; largest element %.3g",
+				            b->g->folder, path, (long long)far, (long long)count, worst,
+				            scale);
 			free(want);
 			free(theirs);
 		}

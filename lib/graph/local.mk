@@ -3,3 +3,14 @@ libgraph_a_SOURCES = lib/graph/prog.c lib/graph/prog.h lib/graph/rule.c lib/grap
 	lib/graph/rules_linear.c lib/graph/rules_elementwise.c lib/graph/rules_attention.c lib/graph/rules_step.c \
 	lib/graph/backward.c lib/graph/fuse.c lib/graph/recompute.c lib/graph/plan.c lib/graph/print.c lib/graph/exec.c \
 	lib/graph/exec.h lib/graph/inspect.c lib/graph/inspect.h
+
+check_PROGRAMS += test_placement test_plan test_graph
+test_placement_SOURCES = test/test_placement.c
+test_placement_LDADD = $(TEST_LIBS) libgraph.a libcpu.a $(ONEDNN_LIBS) $(GRAPH_LIBS)
+test_plan_SOURCES = test/test_plan.c
+test_plan_LDADD = $(TEST_LIBS) libgraph.a libcpu.a $(ONEDNN_LIBS) $(GRAPH_LIBS)
+# It counts who allocates in the steady state.
+test_graph_SOURCES = test/test_graph.c
+test_graph_LDFLAGS = $(AM_LDFLAGS) \
+	-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc,--wrap=posix_memalign
+test_graph_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)

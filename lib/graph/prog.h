@@ -139,7 +139,7 @@ struct cost {
 	double flop, bytes, wire_bytes[AXIS_COUNT]; /* bytes read and written; sent per rank and axis */
 };
 struct cost prog_cost(const struct prog *p, enum segment segment);
-/* Equal on ranks that run the same program: operations, shapes, placements, arguments' sizes. */
+/* Equal on ranks that run the same program: operations, inputs, shapes, placements (not arguments). */
 uint64_t prog_hash(const struct prog *p);
 /* The listing, one line a node. */
 void prog_print(const struct prog *p, struct buf *out);

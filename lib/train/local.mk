@@ -18,3 +18,9 @@ check_PROGRAMS += test_golden
 test_golden_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS)
 test_golden_SOURCES = test/test_golden.c
 test_golden_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
+
+check_PROGRAMS += test_schedule test_layout
+test_schedule_SOURCES = test/test_schedule.c
+test_schedule_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
+test_layout_SOURCES = test/test_layout.c
+test_layout_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)

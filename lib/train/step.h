@@ -33,7 +33,8 @@ struct step_result {
 };
 
 /* Builds the program for MODEL_TRAIN or MODEL_EVALUATE and allocates its memory. An evaluation uses the
- * weights of `weights_of` (its training step). *s must not be moved. Local. */
+ * weights of `weights_of` (its training step). Weights are zero until model_init or state_load; after
+ * model_init call state_refresh_masters. *s must not be moved. Local. */
 int step_create(struct step *s, const struct config *c, enum model_use use, const struct place_of_rank *at,
                 const struct step *weights_of, struct err *e);
 void step_free(struct step *s);
