@@ -66,14 +66,25 @@ static hid_t space_open(int nd, const int64_t *dims)
 	return H5Screate_simple(nd ? nd : 1, d, NULL);
 }
 
+/* Creation properties without times of writing: equal tensors make equal files. */
+static hid_t timeless(hid_t of_class)
+{
+	hid_t properties = H5Pcreate(of_class);
+	if (properties >= 0 && H5Pset_obj_track_times(properties, 0) >= 0)
+		return properties;
+	H5Pclose(properties);
+	return -1;
+}
+
 static hid_t file_create(const char *path, H5F_libver_t version, size_t metadata_bytes)
 {
-	hid_t file = -1, fapl = H5Pcreate(H5P_FILE_ACCESS);
-	if (fapl >= 0 && H5Pset_libver_bounds(fapl, version, version) >= 0 &&
+	hid_t file = -1, fapl = H5Pcreate(H5P_FILE_ACCESS), fcpl = timeless(H5P_FILE_CREATE);
+	if (fapl >= 0 && fcpl >= 0 && H5Pset_libver_bounds(fapl, version, version) >= 0 &&
 	    H5Pset_alignment(fapl, ALIGN_FROM, ALIGN_TO) >= 0 &&
 	    H5Pset_meta_block_size(fapl, metadata_bytes) >= 0 &&
 	    H5Pset_fclose_degree(fapl, H5F_CLOSE_STRONG) >= 0)
-		file = H5Fcreate(path, H5F_ACC_EXCL, H5P_DEFAULT, fapl);
+		file = H5Fcreate(path, H5F_ACC_EXCL, fcpl, fapl);
+	H5Pclose(fcpl);
 	H5Pclose(fapl);
 	return file;
 }
@@ -83,7 +94,10 @@ static hid_t group_open(hid_t file, const char *kind)
 {
 	if (H5Lexists(file, kind, H5P_DEFAULT) > 0)
 		return H5Gopen2(file, kind, H5P_DEFAULT);
-	return H5Gcreate2(file, kind, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+	hid_t gcpl = timeless(H5P_GROUP_CREATE);
+	hid_t group = gcpl >= 0 ? H5Gcreate2(file, kind, H5P_DEFAULT, gcpl, H5P_DEFAULT) : -1;
+	H5Pclose(gcpl);
+	return group;
 }
 
 static hid_t dataset_create(hid_t file, const char *kind, const char *name, enum dtype dtype, int nd,
@@ -121,7 +135,7 @@ static int lay_out_row(hid_t file, hid_t dcpl, const struct ckpt_tensor *t, uint
 
 static hid_t early_contiguous(void)
 {
-	hid_t dcpl = H5Pcreate(H5P_DATASET_CREATE);
+	hid_t dcpl = timeless(H5P_DATASET_CREATE);
 	if (dcpl >= 0 && H5Pset_layout(dcpl, H5D_CONTIGUOUS) >= 0 &&
 	    H5Pset_alloc_time(dcpl, H5D_ALLOC_TIME_EARLY) >= 0 &&
 	    H5Pset_fill_time(dcpl, H5D_FILL_TIME_NEVER) >= 0)

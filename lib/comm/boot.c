@@ -4,8 +4,6 @@
 #include "base/log.h"
 #include "base/mem.h"
 
-#include <errno.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,83 +25,6 @@ static const char card_key[] = "pentad.card", code_key[] = "pentad.code";
 static int my_rank;
 /* Attached and not yet left: an exit() now would take the step down without a word. */
 static struct boot *attached;
-
-/* ---- the deadline ---- */
-
-static struct {
-	pthread_mutex_t lock;
-	pthread_cond_t changed;
-	bool running, armed;
-	unsigned generation;
-	const struct boot *boot;
-	const char *what;
-} guard = {.lock = PTHREAD_MUTEX_INITIALIZER};
-
-static void guard_expired(void)
-{
-	log_error("waited %g s in %s for the other ranks; one of them is late, stopped or gone",
-	          guard.boot->timeout_s, guard.what);
-	fflush(NULL);
-	_exit(EXIT_INTERNAL);
-}
-
-static void *guard_main(void *unused)
-{
-	(void)unused;
-	pthread_mutex_lock(&guard.lock);
-	for (;;) {
-		while (!guard.armed)
-			pthread_cond_wait(&guard.changed, &guard.lock);
-		unsigned generation = guard.generation;
-		double left = guard.boot->timeout_s;
-		/* In steps of a second, so that a stopped process does not find its time used up. */
-		while (guard.armed && guard.generation == generation && left > 0) {
-			struct timespec until;
-			double step = left < 1 ? left : 1;
-			clock_gettime(CLOCK_MONOTONIC, &until);
-			long nanos = until.tv_nsec + (long)(step * 1e9);
-			until.tv_sec += nanos / 1000000000;
-			until.tv_nsec = nanos % 1000000000;
-			if (pthread_cond_timedwait(&guard.changed, &guard.lock, &until) == ETIMEDOUT)
-				left -= step;
-		}
-		if (guard.armed && guard.generation == generation) {
-			log_set_rank(guard.boot->rank, guard.boot->size);
-			guard_expired();
-		}
-	}
-	return NULL;
-}
-
-void guard_begin(const struct boot *b, const char *what)
-{
-	pthread_mutex_lock(&guard.lock);
-	if (!guard.running) {
-		pthread_condattr_t attr;
-		pthread_t thread;
-		pthread_condattr_init(&attr);
-		pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-		pthread_cond_init(&guard.changed, &attr);
-		pthread_condattr_destroy(&attr);
-		guard.running = !pthread_create(&thread, NULL, guard_main, NULL);
-		if (guard.running)
-			pthread_detach(thread);
-	}
-	guard.armed = true;
-	guard.generation++;
-	guard.boot = b;
-	guard.what = what;
-	pthread_cond_signal(&guard.changed);
-	pthread_mutex_unlock(&guard.lock);
-}
-
-void guard_end(void)
-{
-	pthread_mutex_lock(&guard.lock);
-	guard.armed = false;
-	pthread_cond_signal(&guard.changed);
-	pthread_mutex_unlock(&guard.lock);
-}
 
 /* ---- a lone rank ---- */
 
@@ -134,58 +55,32 @@ static int lone_join(struct boot *b, struct err *e)
 	return 0;
 }
 
-static struct {
-	char key[32];
-	void *data;
-	size_t bytes;
-} lone_slot[2];
-
 static int lone_publish(struct boot *b, const char *key, const void *data, size_t bytes, struct err *e)
 {
-	(void)b;
-	(void)e;
-	size_t i = strcmp(key, card_key) ? 1 : 0;
-	free(lone_slot[i].data);
-	lone_slot[i].data = mem_array(1, bytes);
-	memcpy(lone_slot[i].data, data, bytes);
-	lone_slot[i].bytes = bytes;
+	(void)b, (void)key, (void)data, (void)bytes, (void)e;
 	return 0;
 }
 
 static int lone_fence(struct boot *b, const char *why, struct err *e)
 {
-	(void)b;
-	(void)why;
-	(void)e;
+	(void)b, (void)why, (void)e;
 	return 0;
 }
 
 static int lone_lookup(struct boot *b, int rank, const char *key, void **data, size_t *bytes, struct err *e)
 {
-	(void)b;
-	(void)rank;
-	(void)e;
-	size_t i = strcmp(key, card_key) ? 1 : 0;
-	*data = lone_slot[i].data;
-	*bytes = lone_slot[i].bytes;
-	lone_slot[i].data = NULL;
-	return 0;
+	(void)b, (void)data, (void)bytes;
+	return err_set(e, EXIT_INTERNAL, "a lone rank asks rank %d for %s", rank, key);
 }
 
 static void lone_leave(struct boot *b)
 {
 	(void)b;
-	for (size_t i = 0; i < 2; i++) {
-		free(lone_slot[i].data);
-		lone_slot[i].data = NULL;
-	}
 }
 
 static void lone_abort(struct boot *b, int code, const char *message)
 {
-	(void)b;
-	(void)code;
-	(void)message;
+	(void)b, (void)code, (void)message;
 }
 
 static const struct boot_method boot_lone = {"lone",     lone_present, lone_join,  lone_publish,
@@ -241,44 +136,35 @@ int boot_join(struct boot **out, double timeout_s, struct err *e)
 
 /* ---- cards ---- */
 
-static int card_publish(struct boot *b, const struct boot_card *mine, struct err *e)
+static void card_write(const struct boot *b, const struct boot_card *mine, struct buf *out)
 {
-	ASSERT(mine->address_bytes <= BOOT_MAX_ADDRESS);
-	char bytes[sizeof(struct wire_card) + BOOT_MAX_ADDRESS];
 	struct wire_card w = {.config_hash = mine->config_hash,
 	                      .pid = (int32_t)getpid(),
 	                      .address_bytes = (uint32_t)mine->address_bytes};
+	ASSERT(mine->address_bytes <= BOOT_MAX_ADDRESS);
 	memcpy(w.magic, wire_magic, sizeof w.magic);
 	snprintf(w.version, sizeof w.version, "%s", mine->version);
 	memcpy(w.host, b->host_name, sizeof w.host);
-	memcpy(bytes, &w, sizeof w);
+	buf_add(out, &w, sizeof w);
 	if (mine->address_bytes)
-		memcpy(bytes + sizeof w, mine->address, mine->address_bytes);
-	return b->methods->publish(b, card_key, bytes, sizeof w + mine->address_bytes, e);
+		buf_add(out, mine->address, mine->address_bytes);
 }
 
 /* Nothing in a card is believed before it is checked: it may come from another build. */
-static int card_read(struct boot *b, int rank, struct boot_peer *out, struct err *e)
+static int card_read(const void *data, size_t bytes, int rank, struct boot_peer *out, struct err *e)
 {
-	void *data;
-	size_t bytes;
-	struct wire_card w;
-	int rc = b->methods->lookup(b, rank, card_key, &data, &bytes, e);
-	if (rc)
-		return rc;
-	if (bytes < sizeof w || (memcpy(&w, data, sizeof w), memcmp(w.magic, wire_magic, sizeof w.magic)) ||
-	    w.address_bytes > BOOT_MAX_ADDRESS || bytes != sizeof w + w.address_bytes ||
-	    !memchr(w.version, 0, sizeof w.version) || !memchr(w.host, 0, sizeof w.host)) {
-		free(data);
+	struct wire_card w = {0};
+	memcpy(&w, data, bytes < sizeof w ? bytes : sizeof w);
+	if (memcmp(w.magic, wire_magic, sizeof w.magic) || w.address_bytes > BOOT_MAX_ADDRESS ||
+	    bytes != sizeof w + w.address_bytes || !memchr(w.version, 0, sizeof w.version) ||
+	    !memchr(w.host, 0, sizeof w.host))
 		return err_set(
 		        e, EXIT_CONFIG,
 		        "rank %d runs another version of pentad: its card cannot be read; use one binary "
 		        "for all ranks",
 		        rank);
-	}
 	void *address = mem_array(1, w.address_bytes);
-	memcpy(address, (char *)data + sizeof w, w.address_bytes);
-	free(data);
+	memcpy(address, (const char *)data + sizeof w, w.address_bytes);
 	*out = (struct boot_peer){.config_hash = w.config_hash,
 	                          .pid = w.pid,
 	                          .address = address,
@@ -286,6 +172,24 @@ static int card_read(struct boot *b, int rank, struct boot_peer *out, struct err
 	memcpy(out->version, w.version, sizeof w.version);
 	memcpy(out->host, w.host, sizeof w.host);
 	return 0;
+}
+
+static int cards_read(struct boot *b, const struct buf *own, struct err *e)
+{
+	int rc = 0;
+	for (int i = 0; i < b->size && !rc; i++) {
+		void *data;
+		size_t bytes;
+		if (i == b->rank) {
+			rc = card_read(own->data, own->length, i, &b->peer[i], e);
+			continue;
+		}
+		if (b->methods->lookup(b, i, card_key, &data, &bytes, e))
+			boot_abort(b, e->code, e->text);
+		rc = card_read(data, bytes, i, &b->peer[i], e);
+		free(data);
+	}
+	return rc;
 }
 
 /* Nodes are numbered in the order in which ranks show them. */
@@ -352,12 +256,14 @@ static int cards_compare(const struct boot *b, struct err *e)
 
 int boot_exchange(struct boot *b, const struct boot_card *mine, struct err *e)
 {
-	int rc = card_publish(b, mine, e);
+	struct buf card = {0};
+	card_write(b, mine, &card);
+	int rc = b->methods->publish(b, card_key, card.data, card.length, e);
 	if (rc || (rc = b->methods->fence(b, "the first meeting of all ranks", e)))
-		boot_abort(b, rc, e->text);
+		boot_abort(b, rc, e->text); /* the others do not know of it */
 	b->peer = mem_array(b->size, sizeof *b->peer);
-	for (int i = 0; i < b->size && !rc; i++)
-		rc = card_read(b, i, &b->peer[i], e);
+	rc = cards_read(b, &card, e);
+	buf_free(&card);
 	rc = rc ? rc : cards_compare(b, e);
 	return rc ? rc : nodes_find(b, e);
 }
@@ -387,7 +293,7 @@ int boot_fence(struct boot *b, struct err *e)
 static int highest_code(struct boot *b, int code)
 {
 	struct err e;
-	for (int i = 0; i < b->size; i++) {
+	for (int i = 1; i < b->size; i++) {
 		void *data;
 		size_t bytes;
 		if (b->methods->lookup(b, i, code_key, &data, &bytes, &e))

@@ -24,8 +24,8 @@ struct boot_method {
 extern const struct boot_method boot_pmix; /* boot_pmix.c or boot_pmix_absent.c */
 
 /* A deadline around a call of somebody else's that may wait for ever: past it the process says so and leaves
- * with EXIT_INTERNAL. One at a time. `what` is kept until guard_end. */
-void guard_begin(const struct boot *b, const char *what);
-void guard_end(void);
+ * with EXIT_INTERNAL. One at a time. `what` is kept until boot_guard_end. */
+void boot_guard_begin(const struct boot *b, const char *what);
+void boot_guard_end(void);
 
 #endif

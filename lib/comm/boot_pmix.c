@@ -50,9 +50,9 @@ static void pmix_host(struct boot *b, const pmix_proc_t *me)
 static int pmix_join(struct boot *b, struct err *e)
 {
 	pmix_proc_t me;
-	guard_begin(b, "PMIx_Init");
+	boot_guard_begin(b, "PMIx_Init");
 	pmix_status_t rc = PMIx_Init(&me, NULL, 0);
-	guard_end();
+	boot_guard_end();
 	if (rc != PMIX_SUCCESS)
 		return err_set(e, EXIT_UNAVAILABLE, "PMIx does not answer (%s)", PMIx_Error_string(rc));
 	snprintf(b->name_space, sizeof b->name_space, "%s", me.nspace);
@@ -69,11 +69,11 @@ static int pmix_publish(struct boot *b, const char *key, const void *data, size_
 	pmix_value_t v = {.type = PMIX_BYTE_OBJECT};
 	v.data.bo.bytes = (char *)(uintptr_t)data;
 	v.data.bo.size = bytes;
-	guard_begin(b, "PMIx_Commit");
+	boot_guard_begin(b, "PMIx_Commit");
 	pmix_status_t rc = PMIx_Put(PMIX_GLOBAL, key, &v);
 	if (rc == PMIX_SUCCESS)
 		rc = PMIx_Commit();
-	guard_end();
+	boot_guard_end();
 	return rc == PMIX_SUCCESS
 	               ? 0
 	               : err_set(e, EXIT_INTERNAL, "PMIx cannot publish %s: %s", key, PMIx_Error_string(rc));
@@ -86,9 +86,9 @@ static int pmix_fence(struct boot *b, const char *why, struct err *e)
 	bool yes = true;
 	proc_of(b, PMIX_RANK_WILDCARD, &all);
 	PMIX_INFO_LOAD(&collect, PMIX_COLLECT_DATA, &yes, PMIX_BOOL);
-	guard_begin(b, why);
+	boot_guard_begin(b, why);
 	pmix_status_t rc = PMIx_Fence(&all, 1, &collect, 1);
-	guard_end();
+	boot_guard_end();
 	PMIX_INFO_DESTRUCT(&collect);
 	return rc == PMIX_SUCCESS
 	               ? 0
@@ -100,9 +100,9 @@ static int pmix_lookup(struct boot *b, int rank, const char *key, void **data, s
 	pmix_proc_t who;
 	pmix_value_t *v = NULL;
 	proc_of(b, (pmix_rank_t)rank, &who);
-	guard_begin(b, "PMIx_Get");
+	boot_guard_begin(b, "PMIx_Get");
 	pmix_status_t rc = PMIx_Get(&who, key, NULL, 0, &v);
-	guard_end();
+	boot_guard_end();
 	if (rc != PMIX_SUCCESS)
 		return err_set(e, EXIT_INTERNAL, "PMIx does not know %s of rank %d: %s", key, rank,
 		               PMIx_Error_string(rc));
@@ -120,16 +120,16 @@ static int pmix_lookup(struct boot *b, int rank, const char *key, void **data, s
 
 static void pmix_leave(struct boot *b)
 {
-	guard_begin(b, "PMIx_Finalize");
+	boot_guard_begin(b, "PMIx_Finalize");
 	PMIx_Finalize(NULL, 0);
-	guard_end();
+	boot_guard_end();
 }
 
 static void pmix_abort(struct boot *b, int code, const char *message)
 {
-	guard_begin(b, "PMIx_Abort");
+	boot_guard_begin(b, "PMIx_Abort");
 	PMIx_Abort(code, message, NULL, 0);
-	guard_end();
+	boot_guard_end();
 }
 
 const struct boot_method boot_pmix = {"pmix",     pmix_present, pmix_join,  pmix_publish,

@@ -29,6 +29,8 @@ struct thread_world {
 struct thread_link {
 	struct link base;
 	struct thread_world *world;
+	int lent; /* requests of this rank that another one is copying just now; guarded by the world's lock
+	           */
 };
 
 static struct thread_world *world_of(struct link *l)
@@ -36,16 +38,15 @@ static struct thread_world *world_of(struct link *l)
 	return ((struct thread_link *)l)->world;
 }
 
-/* Unlinks the first request that is `wanted`, or, where that is NULL, the first with the tag. */
-static struct comm_request *queue_take(struct queue *q, uint64_t tag, const struct comm_request *wanted)
+/* Unlinks the first request with the tag. */
+static struct comm_request *queue_take(struct queue *q, uint64_t tag)
 {
 	for (struct comm_request **at = &q->first; *at; at = &(*at)->next)
-		if (wanted ? *at == wanted : (*at)->tag == tag) {
+		if ((*at)->tag == tag) {
 			struct comm_request *r = *at;
 			*at = r->next;
 			if (q->end == &r->next)
 				q->end = at;
-			r->handle = NULL;
 			return r;
 		}
 	return NULL;
@@ -54,9 +55,13 @@ static struct comm_request *queue_take(struct queue *q, uint64_t tag, const stru
 static void queue_put(struct queue *q, struct comm_request *r)
 {
 	r->next = NULL;
-	r->handle = q;
 	*q->end = r;
 	q->end = &r->next;
+}
+
+static int *lent_of(const struct comm_request *r)
+{
+	return &((struct thread_link *)r->comm->link)->lent;
 }
 
 static void copy(struct comm_request *to, struct comm_request *from)
@@ -72,12 +77,14 @@ static int meet(struct link *l, struct comm_request *r, struct queue *theirs, st
 {
 	struct thread_world *w = world_of(l);
 	pthread_mutex_lock(&w->lock);
-	struct comm_request *other = queue_take(theirs, r->tag, NULL);
+	struct comm_request *other = queue_take(theirs, r->tag);
 	if (!other) {
 		queue_put(ours, r);
 		pthread_mutex_unlock(&w->lock);
 		return 0;
 	}
+	int *lent = lent_of(other), owner = other->comm->link->rank;
+	++*lent;
 	pthread_mutex_unlock(&w->lock);
 	if (r->is_send)
 		copy(other, r);
@@ -85,7 +92,8 @@ static int meet(struct link *l, struct comm_request *r, struct queue *theirs, st
 		copy(r, other);
 	pthread_mutex_lock(&w->lock);
 	r->is_done = other->is_done = true;
-	pthread_cond_signal(&w->box[other->comm->link->rank].wake);
+	--*lent;
+	pthread_cond_signal(&w->box[owner].wake);
 	pthread_mutex_unlock(&w->lock);
 	return 0;
 }
@@ -129,13 +137,33 @@ static void thread_pause(struct link *l, struct comm_request *r, unsigned round)
 	pthread_mutex_unlock(&w->lock);
 }
 
+static void queue_drop(struct queue *q, const struct link *l)
+{
+	for (struct comm_request **at = &q->first; *at;) {
+		struct comm_request *r = *at;
+		if (r->comm->link == l) {
+			*at = r->next;
+			r->is_done = true;
+		} else {
+			at = &r->next;
+		}
+	}
+	q->end = &q->first;
+	while (*q->end)
+		q->end = &(*q->end)->next;
+}
+
+/* A call that fails leaves messages of other batches behind: all of this rank's go, not r alone. */
 static void thread_cancel(struct link *l, struct comm_request *r)
 {
+	(void)r;
 	struct thread_world *w = world_of(l);
 	pthread_mutex_lock(&w->lock);
-	if (r->handle)
-		r->is_done = queue_take(r->handle, r->tag, r) == r;
-	while (!r->is_done) /* the other side is copying */
+	for (int i = 0; i < l->size; i++) {
+		queue_drop(&w->box[i].recvs, l);
+		queue_drop(&w->box[i].sends, l);
+	}
+	while (((struct thread_link *)l)->lent)
 		pthread_cond_wait(&w->box[l->rank].wake, &w->lock);
 	pthread_mutex_unlock(&w->lock);
 }
@@ -143,6 +171,7 @@ static void thread_cancel(struct link *l, struct comm_request *r)
 static void thread_close(struct link *l, bool orderly)
 {
 	(void)orderly;
+	thread_cancel(l, NULL);
 	struct thread_world *w = world_of(l);
 	pthread_mutex_lock(&w->lock);
 	bool last = --w->open == 0;
