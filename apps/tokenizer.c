@@ -334,7 +334,7 @@ static int train(const struct cli_list *inputs, bool jsonl, const struct bpe_tra
 	struct buf json = {0};
 	struct err e = {0};
 	char text[32], words[32];
-	int rc = 0;
+	int rc = bpe_train_check(spec, &e);
 	for (size_t i = 0; !rc && i < inputs->n; i++)
 		rc = train_file(t, inputs->items[i], jsonl || is_json_lines(inputs->items[i]), &e);
 	if (!rc)

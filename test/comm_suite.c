@@ -175,7 +175,7 @@ static size_t total(const struct comm *c, const size_t *counts)
 static void try_reduce_scatter_v(struct comm *c, enum dtype d, size_t n)
 {
 	struct err e = {0};
-	size_t counts[64], first = parts(c, counts, n), own = counts[c->rank];
+	size_t counts[64] = {0}, first = parts(c, counts, n), own = counts[c->rank];
 	void *send = filled(d, c->rank, total(c, counts)), *recv = mem_array(own, dtype_rows[d].bytes);
 	void *want = reference(d, REDUCE_SUM, c->size, first, own);
 	ok(comm_reduce_scatter_v(c, send, recv, counts, d, REDUCE_SUM, &e), &e, "reduce_scatter_v");
@@ -206,7 +206,7 @@ static void reductions(struct comm *c)
 static void try_all_gather(struct comm *c, enum dtype d, size_t n)
 {
 	struct err e = {0};
-	size_t bytes = dtype_rows[d].bytes, counts[64];
+	size_t bytes = dtype_rows[d].bytes, counts[64] = {0};
 	void *send = filled(d, c->rank, n), *recv = mem_array(n * (size_t)c->size, bytes);
 	char *own = (char *)recv + n * (size_t)c->rank * bytes;
 	ok(comm_all_gather(c, send, recv, n, d, &e), &e, "all_gather");

@@ -114,11 +114,20 @@ static pid_t start_rank(struct host *h, int rank, const char *mode, int out)
 	return pid;
 }
 
-/* All of them, for as long as the test has patience; who is left then is killed. */
-static void wait_for_ranks(struct worlds *w)
+static bool has_aborted(int events)
+{
+	struct host_event v;
+	while (read(events, &v, sizeof v) == sizeof v)
+		if (v.kind == HOST_ABORTED)
+			return true;
+	return false;
+}
+
+/* All of them, for as long as the test has patience; an abort, or the end of patience, ends who is left. */
+static void wait_for_ranks(struct worlds *w, int events)
 {
 	int alive = w->n, status;
-	for (int ticks = 0; alive && ticks < PATIENCE_S * 100; ticks++) {
+	for (int ticks = 0; alive && ticks < PATIENCE_S * 100 && !has_aborted(events); ticks++) {
 		for (int r = 0; r < w->n; r++)
 			if (w->pid[r] > 0 && waitpid(w->pid[r], &status, WNOHANG) == w->pid[r]) {
 				w->pid[r] = 0;
@@ -129,6 +138,8 @@ static void wait_for_ranks(struct worlds *w)
 	}
 	for (int r = 0; r < w->n; r++)
 		if (w->pid[r] > 0) {
+			nanosleep(&(struct timespec){.tv_nsec = 200000000},
+			          NULL); /* it may be leaving just now */
 			kill(w->pid[r], SIGKILL);
 			waitpid(w->pid[r], &w->status[r], 0);
 		}
@@ -151,7 +162,7 @@ static bool run_world(struct worlds *w, int n, const char *mode)
 	for (int r = 0; r < n && !rc; r++)
 		w->pid[r] = start_rank(h, r, mode, out);
 	if (!rc)
-		wait_for_ranks(w);
+		wait_for_ranks(w, events[0]);
 	host_stop(h);
 	ssize_t got = pread(out, w->output, sizeof w->output - 1, 0);
 	w->output[got > 0 ? got : 0] = 0;
@@ -194,7 +205,7 @@ static bool first_has_code(const struct worlds *w)
 
 static bool refused_once(const struct worlds *w)
 {
-	return all_leave_with(w, EXIT_CONFIG, 0) && count(w->output, "error: ") == 1;
+	return all_leave_with(w, EXIT_CONFIG, 0) && count(w->output, "rank 1 (") == 1;
 }
 
 static bool names_the_silent(const struct worlds *w)

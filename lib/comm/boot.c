@@ -39,17 +39,24 @@ static int env_int(const char *name, int otherwise)
 	return text && *text ? atoi(text) : otherwise;
 }
 
+/* Comes after the methods by which several ranks meet: where one of them should have worked, going on alone
+ * would train N times and look like success. */
 static int lone_join(struct boot *b, struct err *e)
 {
-	int tasks = env_int("SLURM_STEP_NUM_TASKS", 1);
-	if (tasks > 1) {
-		my_rank = env_int("SLURM_PROCID", 0);
+	const char *name_space = getenv("PMIX_NAMESPACE");
+	int tasks = env_int("SLURM_STEP_NUM_TASKS", name_space ? 0 : 1);
+	my_rank = env_int("SLURM_PROCID", env_int("PMIX_RANK", 0));
+	if (tasks > 1)
 		return err_set(
 		        e, EXIT_UNAVAILABLE,
 		        "Slurm started %d tasks in this step, but they cannot meet: PMIx does not answer; "
 		        "use `srun --mpi=pmix` (`srun --mpi=list` shows whether this site has it)",
 		        tasks);
-	}
+	if (!tasks)
+		return err_set(e, EXIT_UNAVAILABLE,
+		               "PMIX_NAMESPACE is %s, so this may be one of several ranks, but PMIx does not "
+		               "answer; to run one rank alone unset PMIX_NAMESPACE",
+		               name_space);
 	b->rank = 0;
 	b->size = 1;
 	return 0;
@@ -315,6 +322,13 @@ static void boot_free(struct boot *b)
 	free(b);
 }
 
+/* A task that exits with a code may have its fellows killed: they shall be gone by then. */
+static void let_others_go(int code, int size)
+{
+	if (code && size > 1)
+		nanosleep(&(struct timespec){.tv_nsec = 200 * 1000 * 1000}, NULL);
+}
+
 int boot_finish(struct boot *b, int code)
 {
 	struct err e;
@@ -328,9 +342,7 @@ int boot_finish(struct boot *b, int code)
 	code = b->rank ? 0 : highest_code(b, code);
 	b->methods->leave(b);
 	attached = NULL;
-	/* A task that exits with a code may have its fellows killed: they shall be gone by then. */
-	if (code && b->size > 1)
-		nanosleep(&(struct timespec){.tv_nsec = 200 * 1000 * 1000}, NULL);
+	let_others_go(code, b->size);
 	boot_free(b);
 	return code;
 }
@@ -339,10 +351,11 @@ int boot_failed(struct boot *b, const struct err *e)
 {
 	if (!my_rank)
 		log_error("%s", e->text);
-	if (!b)
-		return e->code;
-	int code = e->code;
-	boot_finish(b, code);
+	if (b)
+		return boot_finish(b, e->code);
+	/* boot_start has left already, or tasks of Slurm could not meet. */
+	int code = my_rank ? 0 : e->code;
+	let_others_go(code, env_int("SLURM_STEP_NUM_TASKS", 1));
 	return code;
 }
 

@@ -22,7 +22,7 @@
 
 struct err;
 
-enum { BOOT_MAX_ADDRESS = 2048 };
+enum { BOOT_MAX_ADDRESS = 8192 };
 
 /* What a rank tells the others. Borrowed during the call. */
 struct boot_card {
@@ -74,8 +74,9 @@ int boot_fence(struct boot *boot, struct err *e);
 /* Leaves: publish the code, collected fence, detach. Returns what main must return: on rank 0 the highest
  * code of all ranks, a moment after the others; 0 on them. Frees boot; NULL returns `code`. Collective. */
 int boot_finish(struct boot *boot, int code);
-/* For an error that every rank has found alike: rank 0 prints e->text, then boot_finish. boot may be NULL
- * (boot_start failed and has left already): returns e->code on every rank. Collective. */
+/* For an error that every rank has found alike: rank 0 prints e->text, then as boot_finish. boot may be NULL
+ * where boot_start or comm_start failed: they have left already. Returns what main must return. Collective.
+ */
 int boot_failed(struct boot *boot, const struct err *e);
 /* For an error of this rank alone: prints the message, then takes the whole job down with `code`. Local. */
 _Noreturn void boot_abort(struct boot *boot, int code, const char *message);

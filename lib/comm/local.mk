@@ -13,3 +13,10 @@ libcomm_a_SOURCES += lib/comm/ucx.c
 else
 libcomm_a_SOURCES += lib/comm/ucx_absent.c
 endif
+
+check_PROGRAMS += test_comm test_comm_ranks
+test_comm_SOURCES = test/test_comm.c test/comm_suite.c test/comm_suite.h
+test_comm_LDADD = $(TEST_LIBS) $(COMM_LIBS)
+test_comm_ranks_SOURCES = test/test_comm_ranks.c test/comm_suite.c test/comm_suite.h
+test_comm_ranks_LDADD = $(TEST_LIBS) $(COMM_LIBS)
+dist_check_SCRIPTS += test/e2e/test_launch

@@ -173,15 +173,17 @@ static void drain(struct ucx_link *l, ucs_status_ptr_t request)
 	ucp_request_free(request);
 }
 
+/* All have said all (the caller's barrier); what is on its way leaves; then, by another road, all have done
+ * so. Only now may a worker vanish: closing endpoints one by one would talk to peers that are gone. */
 static void ucx_close(struct link *base, bool orderly)
 {
 	struct ucx_link *l = ucx_of(base);
+	struct err ignored;
 	const ucp_request_param_t p = {0};
-	if (orderly)
+	if (orderly) {
 		drain(l, ucp_worker_flush_nbx(l->worker, &p));
-	for (int i = 0; i < base->size && orderly; i++)
-		if (l->ep[i])
-			drain(l, ucp_ep_close_nbx(l->ep[i], &p));
+		boot_fence(base->boot, &ignored);
+	}
 	ucp_worker_release_address(l->worker, l->address);
 	/* After an error a worker with live requests is left to the end of the process. */
 	if (orderly || !l->peer) {

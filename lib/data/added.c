@@ -78,12 +78,13 @@ static bool is_single_word(struct span s, size_t start, size_t end)
 	       !(end < s.length_bytes && class_at(s, end, &width) & UNICODE_WORD);
 }
 
+/* Not before `least`, where the token before this one ends, even if that one has swallowed this one. */
 static size_t strip_left(struct span s, size_t start, size_t least)
 {
 	size_t width;
 	while (start > least && class_at(s, unicode_before(s.text, start), &width) & UNICODE_SPACE)
 		start = unicode_before(s.text, start);
-	return start;
+	return start > least ? start : least;
 }
 
 static size_t strip_right(struct span s, size_t end)
@@ -108,7 +109,7 @@ int added_cut(const struct added_matcher *m, const struct added_sink *sink, stru
 			end = strip_right(text, end);
 		if (start > done)
 			rc = sink->text(sink->context, (struct span){text.text + done, start - done}, e);
-		if (!rc)
+		if (!rc && start < end)
 			rc = sink->token(sink->context, t->id, e);
 		done = end;
 	}

@@ -286,16 +286,23 @@ static void learn_merges(struct bpe_trainer *t, int64_t vocab_size, int64_t min_
 	}
 }
 
-int bpe_trainer_run(struct bpe_trainer *t, const struct bpe_train_spec *spec, struct buf *json,
-                    struct bpe_train_stats *stats, struct err *e)
+int bpe_train_check(const struct bpe_train_spec *spec, struct err *e)
 {
-	int32_t byte_ids[256];
 	int64_t least = (int64_t)spec->n_specials + 256;
 	if (spec->vocab_size < least || spec->vocab_size > TOKENIZER_MAX_ID + 1)
 		return err_set(e, EXIT_USAGE,
 		               "--vocab-size %" PRId64 ": allowed is %" PRId64
 		               " (256 bytes and %zu special tokens) to %" PRId64,
 		               spec->vocab_size, least, spec->n_specials, TOKENIZER_MAX_ID + 1);
+	return 0;
+}
+
+int bpe_trainer_run(struct bpe_trainer *t, const struct bpe_train_spec *spec, struct buf *json,
+                    struct bpe_train_stats *stats, struct err *e)
+{
+	int32_t byte_ids[256];
+	if (bpe_train_check(spec, e))
+		return e->code;
 	stats->words = t->n_words;
 	stats->text_bytes = t->text_bytes;
 	begin_vocab(t, spec, byte_ids);

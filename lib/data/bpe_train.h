@@ -24,13 +24,16 @@ struct bpe_train_stats {
 	size_t merges;
 };
 
+/* EXIT_USAGE where vocab_size is no room for the special tokens and the bytes, or above what tokenizer.h
+ * reads. */
+int bpe_train_check(const struct bpe_train_spec *spec, struct err *e);
+
 struct bpe_trainer *bpe_trainer_new(void);
 void bpe_trainer_free(struct bpe_trainer *t); /* NULL is fine */
 /* Counts the words of one text, cut as GPT-2 does; no word goes over its ends. Any bytes, see tokenizer.h.
  * EXIT_BAD_DATA for a word of 2 GiB. */
 int bpe_trainer_add(struct bpe_trainer *t, const char *text, size_t length_bytes, struct err *e);
-/* Appends a tokenizer.json to *json. Once only. EXIT_USAGE where vocab_size is no room for the special tokens
- * and the bytes, or above what tokenizer.h reads. */
+/* Appends a tokenizer.json to *json. Once only. Errors are those of bpe_train_check. */
 int bpe_trainer_run(struct bpe_trainer *t, const struct bpe_train_spec *spec, struct buf *json,
                     struct bpe_train_stats *stats, struct err *e);
 

@@ -47,7 +47,7 @@ static int set_token(struct tokenizer *t, struct load *l, const struct json *at,
 	if (t->tokens[id].content.text)
 		return load_wrong(l, at, "'%.60s' and '%.60s' have the same id, %d",
 		                  t->tokens[id].content.text, content.text, id);
-	t->tokens[id].content = content;
+	t->tokens[id].content = t->tokens[id].decoded = content;
 	*place = id;
 	return 0;
 }
@@ -105,43 +105,86 @@ static int32_t added_id(const struct tokenizer *t, const struct added_token *a, 
 	return id >= 0 ? id : top >= vocab_size ? top + 1 : vocab_size;
 }
 
+/* What load_added has read: content → index into t->added, and the ids that the file gives. */
+struct added_reader {
+	struct string_map seen;
+	struct pair_map given; /* (0, id) → index */
+	int32_t vocab_size, model_end;
+};
+
+static bool same(struct span a, struct span b)
+{
+	return a.length_bytes == b.length_bytes && !memcmp(a.text, b.text, a.length_bytes);
+}
+
+/* The id that the file gives must not be another token's. */
+static int check_given_id(const struct tokenizer *t, struct load *l, struct added_reader *r,
+                          const struct json *spec, const struct added_token *a)
+{
+	int32_t id = (int32_t)json_get(spec, "id")->integer;
+	struct span content = {a->content, a->length_bytes}, other = {NULL, 0};
+	uint64_t *index = pair_map_put(&r->given, pair_key(0, id));
+	if (*index != PAIR_NONE)
+		other = (struct span){t->added[*index].content, t->added[*index].length_bytes};
+	else if (id < r->model_end)
+		other = t->tokens[id].content;
+	if (other.text && !same(content, other))
+		return load_wrong(l, spec, "'%.60s' and '%.60s' have the same id, %d", other.text, a->content,
+		                  id);
+	*index = (uint64_t)string_map_get(&r->seen, a->content, a->length_bytes);
+	return 0;
+}
+
+/* Of two entries with the same content the later one holds. */
+static int keep_added(struct tokenizer *t, struct load *l, struct added_reader *r, const struct json *spec,
+                      struct added_token a)
+{
+	int32_t *place = string_map_put(&r->seen, a.content, a.length_bytes);
+	if (*place < 0) {
+		*place = (int32_t)t->n_added;
+		a.id = added_id(t, &a, r->vocab_size);
+		t->added[t->n_added++] = a;
+		t->n_tokens = t->n_tokens <= a.id ? a.id + 1 : t->n_tokens;
+		t->tokens[a.id].content = (struct span){a.content, a.length_bytes};
+		*string_map_put(&t->ids, a.content, a.length_bytes) = a.id;
+	}
+	a.id = t->added[*place].id;
+	t->added[*place] = a;
+	return check_given_id(t, l, r, spec, &a);
+}
+
 static int load_added(struct tokenizer *t, struct load *l, const struct json *list)
 {
-	struct string_map seen = {0};
-	int32_t vocab_size = (int32_t)t->ids.n;
+	struct added_reader r = {.vocab_size = (int32_t)t->ids.n, .model_end = t->n_tokens};
 	int rc = 0;
 	t->added = arena_alloc(&t->arena, list ? list->count : 0, sizeof *t->added);
-	for (const struct json *spec = list ? list->child : NULL; spec; spec = spec->next) {
-		struct added_token *a = &t->added[t->n_added];
-		if ((rc = load_added_token(l, spec, a)))
-			break;
-		int32_t *place = string_map_put(&seen, a->content, a->length_bytes);
-		if (!a->length_bytes || *place >= 0)
-			continue;
-		*place = a->id = added_id(t, a, vocab_size);
-		t->n_added++;
-		if (t->n_tokens <= a->id)
-			t->n_tokens = a->id + 1;
-		t->tokens[a->id].content = (struct span){a->content, a->length_bytes};
-		*string_map_put(&t->ids, a->content, a->length_bytes) = a->id;
+	for (const struct json *spec = list ? list->child : NULL; !rc && spec; spec = spec->next) {
+		struct added_token a = {0};
+		rc = load_added_token(l, spec, &a);
+		if (!rc && a.length_bytes)
+			rc = keep_added(t, l, &r, spec, a);
 	}
-	string_map_free(&seen);
+	string_map_free(&r.seen);
+	pair_map_free(&r.given);
 	return rc;
 }
 
-/* Those that are sought in normalized text are normalized themselves. */
+/* Those that are sought in normalized text are normalized themselves, and are decoded so. */
 static int build_matchers(struct tokenizer *t, struct err *e)
 {
 	struct regex_scratch *regex = regex_scratch_new();
 	struct buf buffers[2] = {{0}, {0}};
 	int rc = 0;
-	for (size_t i = 0; !rc && i < t->n_added; i++) {
+	for (size_t i = 0; i < t->n_added; i++) {
 		const struct added_token *a = &t->added[i];
 		struct span pattern = {a->content, a->length_bytes};
 		if (a->normalized)
 			rc = normalizer_run(t->normalizer, regex, buffers, &pattern, e);
-		if (!rc)
-			added_matcher_add(a->normalized ? &t->normalized : &t->literal, pattern, a);
+		if (rc)
+			break;
+		added_matcher_add(a->normalized ? &t->normalized : &t->literal, pattern, a);
+		pattern.text = arena_strndup(&t->arena, pattern.text, pattern.length_bytes);
+		t->tokens[a->id].decoded = pattern;
 	}
 	regex_scratch_free(regex);
 	buf_free(&buffers[0]);
@@ -158,10 +201,11 @@ static int load_parts(struct tokenizer *t, struct load *l, const struct json *ro
 		return load_wrong(l, added, "added_tokens must be an array");
 	if (load_vocab(t, l, model, added ? added->count : 0) || bpe_load(&t->model, l, model, &t->ids) ||
 	    load_added(t, l, added) || normalizer_load(l, json_get(root, "normalizer"), &t->normalizer) ||
-	    pre_tokenizer_load(l, json_get(root, "pre_tokenizer"), &t->pre_tokenizer) ||
-	    decoder_load(t, l, json_get(root, "decoder")))
+	    pre_tokenizer_load(l, json_get(root, "pre_tokenizer"), &t->pre_tokenizer))
 		return l->e->code;
-	return build_matchers(t, l->e) ? load_passed_on(l, added, "added_tokens") : 0;
+	if (build_matchers(t, l->e))
+		return load_passed_on(l, added, "added_tokens");
+	return decoder_load(t, l, json_get(root, "decoder"));
 }
 
 int tokenizer_parse(const char *name, const char *json, size_t length_bytes, struct tokenizer **out,

@@ -45,12 +45,11 @@ int decoder_load(struct tokenizer *t, struct load *l, const struct json *spec)
 		return l->e->code;
 	for (int32_t i = 0; i < t->n_tokens; i++) {
 		struct token *k = &t->tokens[i];
-		k->decoded = k->content;
 		if (!d->byte_level || !k->content.text)
 			continue;
-		char *raw = arena_alloc(&t->arena, k->content.length_bytes, 1);
+		char *raw = arena_alloc(&t->arena, k->decoded.length_bytes, 1);
 		size_t n;
-		if (byte_level_decode(k->content.text, k->content.length_bytes, raw, &n))
+		if (byte_level_decode(k->decoded.text, k->decoded.length_bytes, raw, &n))
 			k->decoded = (struct span){raw, n};
 	}
 	return 0;
