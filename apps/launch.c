@@ -408,10 +408,11 @@ static void finish_output(struct job *job)
 /* Signals come through a descriptor; blocked before any thread exists, so that none of them takes one. */
 static int listen_to_signals(struct job *job, struct err *e)
 {
+	static const int heard[] = {SIGCHLD, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 	sigset_t mask;
 	sigemptyset(&mask);
-	for (size_t i = 0; i < 4; i++)
-		sigaddset(&mask, (const int[]){SIGCHLD, SIGINT, SIGTERM, SIGUSR1}[i]);
+	for (size_t i = 0; i < sizeof heard / sizeof *heard; i++)
+		sigaddset(&mask, heard[i]);
 	sigprocmask(SIG_BLOCK, &mask, &job->old_mask);
 	job->signals = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
 	if (job->signals < 0 || pipe2(job->events, O_CLOEXEC))

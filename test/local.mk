@@ -4,5 +4,5 @@ libtest_a_SOURCES = test/test.c test/test.h
 TEST_LIBS = libtest.a
 
 # End to end, with the binary: seconds each, no Slurm, no network.
-dist_check_SCRIPTS += test/e2e/test_resume test/e2e/test_ranks test/e2e/test_commands test/e2e/test_convert_train
+dist_check_SCRIPTS += test/e2e/test_resume test/e2e/test_ranks test/e2e/test_commands test/e2e/test_convert_train test/e2e/test_launch
 EXTRA_DIST += test/e2e/common test/slurm/test_train
