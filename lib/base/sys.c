@@ -19,34 +19,13 @@ static int plain_open(const char *path, int flags, mode_t mode)
 }
 
 /* open() is variadic, so its row needs a function of its own. */
-static const struct sys plain = {.open = plain_open,
-                                 close,
-                                 read,
-                                 pread,
-                                 write,
-                                 pwrite,
-                                 fsync,
-                                 ftruncate,
-                                 rename,
-                                 unlink,
-                                 mkdir,
-                                 rmdir,
-                                 stat,
-                                 fstat};
-struct sys sys = {.open = plain_open,
-                  close,
-                  read,
-                  pread,
-                  write,
-                  pwrite,
-                  fsync,
-                  ftruncate,
-                  rename,
-                  unlink,
-                  mkdir,
-                  rmdir,
-                  stat,
-                  fstat};
+#define PLAIN_ROWS                                                                                       \
+	{                                                                                                \
+		.open = plain_open, close, read, pread, write, pwrite, fsync, ftruncate, rename, unlink, \
+		mkdir, rmdir, stat, fstat                                                                \
+	}
+static const struct sys plain = PLAIN_ROWS;
+struct sys sys = PLAIN_ROWS;
 
 static atomic_int fail_left;
 static int fail_errno;
