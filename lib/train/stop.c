@@ -1,10 +1,12 @@
 #include "train/stop.h"
+#include "base/mem.h"
 #include "base/sys.h"
 
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/auxv.h>
 #include <time.h>
 
 #define STOP_WORD(name, doc) doc,
@@ -19,10 +21,22 @@ static void on_signal(int number)
 	caught = 1;
 }
 
+/* Handlers need a stack of their own: oneDNN's sgemm points the stack pointer into a heap buffer while it
+ * runs, so a frame on "the stack" would be written over whatever lies before that buffer (seen with 2.6.3).
+ * For the main thread, which the kernel prefers for signals to the process. Frames with AVX-512 or AMX state
+ * are larger than SIGSTKSZ. */
+static void own_stack(void)
+{
+	size_t bytes = getauxval(AT_MINSIGSTKSZ) + 64 * 1024;
+	stack_t stack = {.ss_sp = mem_aligned(bytes), .ss_size = bytes};
+	sigaltstack(&stack, NULL);
+}
+
 void stop_install_signals(void)
 {
 	static const int numbers[] = {SIGTERM, SIGINT, SIGUSR1, SIGUSR2};
-	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART | SA_ONSTACK};
+	own_stack();
 	for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
 		sigaction(numbers[i], &action, NULL);
 }
