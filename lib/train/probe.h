@@ -6,7 +6,7 @@
 
 #include <stdbool.h>
 
-/* The best of a few products [512,1024]·[1024,1024], in flop/s; takes some 150 ms. */
+/* The best of a few products [1024,768]·[768,768], in flop/s; takes some 150 ms. */
 double probe_matmul_peak(const struct backend *backend, struct stream *stream, bool bf16);
 
 #endif
