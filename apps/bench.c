@@ -1,6 +1,7 @@
 /* pentad bench: measures this machine. */
 #include "apps/commands.h"
 #include "apps/options.h"
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -13,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { MAX_REPEAT = 1000, MAX_SIZE = 1 << 20 };
 
@@ -35,13 +35,6 @@ struct bench {
 	struct buf out;
 };
 
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static int compare(const void *a, const void *b)
 {
 	double x = *(const double *)a, y = *(const double *)b;
@@ -54,9 +47,9 @@ static double measure(const struct bench *b, matmul_fn *run, const struct matmul
 	double seconds[MAX_REPEAT];
 	run(b->stream, g);
 	for (int64_t i = 0; i < b->size.repeat; i++) {
-		double begin = now();
+		double begin = clock_now_s();
 		run(b->stream, g);
-		seconds[i] = now() - begin;
+		seconds[i] = clock_now_s() - begin;
 	}
 	qsort(seconds, (size_t)b->size.repeat, sizeof *seconds, compare);
 	return seconds[b->size.repeat / 2];

@@ -3,6 +3,7 @@
  */
 #include "apps/commands.h"
 #include "apps/options.h"
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/json.h"
 #include "base/mem.h"
@@ -21,7 +22,6 @@
 #include <string.h>
 #include <sys/statvfs.h>
 #include <sys/vfs.h>
-#include <time.h>
 #include <unistd.h>
 
 enum verdict { OK, WARN, FAIL };
@@ -49,13 +49,6 @@ static void add(struct findings *f, enum verdict verdict, const char *remedy, co
 	va_end(ap);
 	f->at = mem_grow(f->at, f->n, &f->cap, sizeof *f->at);
 	f->at[f->n++] = (struct finding){verdict, mem_strdup(text), verdict == OK ? NULL : remedy};
-}
-
-static double now_s(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* ---- libraries ---- */
@@ -248,7 +241,7 @@ static void check_ranks(struct findings *f, struct comm **world, struct boot **b
 	struct err e = {0};
 	struct boot_card card = {.version = PENTAD_VERSION, .timeout_s = 30};
 	struct comm_options options = {.timeout_s = 30};
-	double begin = now_s();
+	double begin = clock_now_s();
 	int rc = comm_start(world, boot, &card, &options, &e);
 	if (!rc)
 		rc = comm_barrier(*world, &e);
@@ -259,7 +252,7 @@ static void check_ranks(struct findings *f, struct comm **world, struct boot **b
 	else
 		add(f, OK, NULL, "ranks: %d on %d node%s met over '%s' in %.0f ms", (*world)->size,
 		    (*boot)->num_nodes, (*boot)->num_nodes > 1 ? "s" : "", comm_transport(*world),
-		    1e3 * (now_s() - begin));
+		    1e3 * (clock_now_s() - begin));
 }
 
 /* ---- the current folder ---- */
@@ -297,7 +290,7 @@ static double measure_write(struct err *e)
 	enum { BYTES = 8 << 20 };
 	char path[] = "./pentad-doctor-XXXXXX";
 	char *data = mem_aligned(BYTES);
-	double rate = 0, begin = now_s();
+	double rate = 0, begin = clock_now_s();
 	int fd = mkstemp(path);
 	memset(data, 0x5a, BYTES);
 	if (fd < 0)
@@ -305,7 +298,7 @@ static double measure_write(struct err *e)
 	else if (sys_write_all(fd, data, BYTES) || sys.fsync(fd))
 		err_errno(e, EXIT_IO, "8 MB cannot be written here");
 	else
-		rate = BYTES / 1e6 / (now_s() - begin);
+		rate = BYTES / 1e6 / (clock_now_s() - begin);
 	if (fd >= 0) {
 		close(fd);
 		unlink(path);

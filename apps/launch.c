@@ -1,6 +1,7 @@
 /* pentad launch: ranks of a subcommand on this host, without Slurm. It serves PMIx to them, passes their
  * output on line by line, and sees to it that none outlives the others. */
 #include "apps/commands.h"
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/mem.h"
 #include "comm/host.h"
@@ -17,7 +18,6 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { MAX_RANKS = 1024, PATIENCE_MS = 1000, GRACE_MS = 500, LINE_BYTES = 1 << 16, STREAMS = 2 };
@@ -46,13 +46,6 @@ struct job {
 	bool failing;
 	double term_at_ms, kill_at_ms; /* 0: not yet */
 };
-
-static double now_ms(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
-}
 
 static void say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 static void say(const char *fmt, ...)
@@ -242,13 +235,13 @@ static void fail_job(struct job *job, int code, int patience_ms)
 		return;
 	job->failing = true;
 	job->code = code;
-	job->term_at_ms = now_ms() + patience_ms;
+	job->term_at_ms = 1e3 * clock_now_s() + patience_ms;
 	job->kill_at_ms = job->term_at_ms + GRACE_MS;
 }
 
 static void stop_late_ranks(struct job *job)
 {
-	double now = now_ms();
+	double now = 1e3 * clock_now_s();
 	if (job->term_at_ms && now >= job->term_at_ms) {
 		for (int r = 0; r < job->n; r++)
 			job->rank[r].stopped_by_us |= job->rank[r].running;

@@ -1,6 +1,7 @@
 #include "comm/comm.h"
 #include "comm/boot.h"
 #include "comm/link.h"
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/mem.h"
 
@@ -8,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 const char *const comm_kind_name[COMM_KIND_COUNT] = {
 #define COMM_KIND_ROW(name) #name,
@@ -256,20 +256,13 @@ static int hang(struct comm *c, struct comm_request *r, size_t n, const char *wh
 	return e->code;
 }
 
-static double now_s(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Waits for one; EXIT_INTERNAL without a message where it took too long. */
 static int wait_one(struct link *l, struct comm_request *r)
 {
 	double waited = 0, last = 0;
 	for (unsigned round = 0; !l->ops->done(l, r); round++) {
 		l->ops->pause(l, r, round);
-		double now = now_s();
+		double now = clock_now_s();
 		/* A stopped process (SIGSTOP, scontrol suspend) sees one long step: it counts as a short one.
 		 */
 		waited += round ? fmin(now - last, 1) : 0;

@@ -4,7 +4,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 struct call { /* one node, bound to memory */
 	struct tensor in[OP_MAX_IN], out[OP_MAX_OUT];

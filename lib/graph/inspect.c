@@ -1,10 +1,10 @@
 #include "graph/inspect.h"
+#include "base/clock.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 struct inspector {
 	const struct prog *p;
@@ -47,13 +47,6 @@ void inspector_free(struct inspector *s)
 		s->options->reference->close(s->reference_stream);
 	free(s->row);
 	free(s);
-}
-
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* The tensor's elements as f32 in s->row; 0 elements for integers. */
@@ -187,10 +180,10 @@ int inspector_run(struct inspector *s, kernel_fn *kernel, size_t i, struct tenso
 	memcpy(all + OP_MAX_IN, out, sizeof(struct tensor) * OP_MAX_OUT);
 	if (s->options->reference)
 		make_shadow(s, all, copy);
-	double begin = now();
+	double begin = clock_now_s();
 	int rc = kernel(s->stream, &n->arg, in, out, e);
 	s->backend->wait(s->stream);
-	double spent = now() - begin;
+	double spent = clock_now_s() - begin;
 	*seconds += spent;
 	if (!rc && s->options->trace)
 		trace(s, i, out, spent);

@@ -1,20 +1,13 @@
 #include "train/probe.h"
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/rng.h"
 
 #include <stdlib.h>
-#include <time.h>
 
 /* No power of two: rows 4 KiB apart fall onto the same cache sets, which costs a fifth. */
 enum { ROWS = 1024, WIDTH = 768, MIN_TRIES = 5 };
 static const double LEAST_S = 0.15; /* the first products of a process find cold caches and sleepy cores */
-
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static struct tensor make_operand(const struct backend *b, struct stream *s, int32_t rows, bool bf16,
                                   bool fill)
@@ -43,13 +36,13 @@ double probe_matmul_peak(const struct backend *backend, struct stream *stream, b
 	struct tensor out[OP_MAX_OUT] = {make_operand(backend, stream, ROWS, bf16, false)};
 	union op_arg arg = {0};
 	struct err e = {0};
-	double best = 0, start = now();
-	for (int i = 0; i < MIN_TRIES || now() - start < LEAST_S; i++) {
-		double begin = now();
+	double best = 0, start = clock_now_s();
+	for (int i = 0; i < MIN_TRIES || clock_now_s() - start < LEAST_S; i++) {
+		double begin = clock_now_s();
 		if (backend->kernel[OP_linear](stream, &arg, in, out, &e))
 			break;
 		backend->wait(stream);
-		double rate = 2.0 * ROWS * WIDTH * WIDTH / (now() - begin);
+		double rate = 2.0 * ROWS * WIDTH * WIDTH / (clock_now_s() - begin);
 		best = rate > best ? rate : best;
 	}
 	backend->free(stream, in[0].data);

@@ -1,4 +1,5 @@
 #include "train/run.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/sys.h"
 #include "base/text.h"
@@ -17,7 +18,6 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { SKIPS_IN_A_ROW = 3, FAILED_SAVES_IN_A_ROW = 3 };
 
@@ -35,13 +35,6 @@ struct run {
 	int64_t saved_step; /* newest checkpoint of this run, -1 = none */
 	double started_s, save_s;
 };
-
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 int run_complete_config(struct config *c, struct err *e)
 {
@@ -134,7 +127,8 @@ static int make_folder(struct run *r, struct err *e)
 
 /* Where to begin: this run's newest checkpoint, another's, pretrained weights, or initial values */
 
-/* Rank 0 finds the newest step whose checksums are all right, the others open the same one. *out NULL: there is none at all. */
+/* Rank 0 finds the newest step whose checksums are all right, the others open the same one. *out NULL: there
+ * is none at all. */
 static int open_checkpoint(struct run *r, const char *path, struct ckpt **out, struct err *e)
 {
 	int64_t step = -1;
@@ -221,11 +215,11 @@ static int save(struct run *r, bool last, struct err *e)
 {
 	if (!r->c->checkpoint.save || r->options->dry_run || r->saved_step == r->position.step)
 		return 0;
-	double begin = now();
+	double begin = clock_now_s();
 	int rc = state_save(&r->step, &r->position, r->world, r->checkpoints, e);
 	if (!rc) {
 		char took[32];
-		r->save_s = now() - begin;
+		r->save_s = clock_now_s() - begin;
 		r->saved_step = r->position.step;
 		r->failed_saves = 0;
 		log_info("saved step %lld in %s", (long long)r->position.step,
@@ -254,7 +248,7 @@ static int validate(struct run *r, struct err *e)
 static int one_step(struct run *r, struct err *e)
 {
 	struct step_result result;
-	double begin = now();
+	double begin = clock_now_s();
 	int64_t step = r->position.step + 1;
 	double lr = schedule_lr(r->c, step);
 	int rc = step_gradients(&r->step, r->data, r->position.consumed_samples, &result, e);
@@ -266,8 +260,8 @@ static int one_step(struct run *r, struct err *e)
 	r->position.updates += !result.skipped;
 	r->position.consumed_samples += (uint64_t)r->c->train.global_batch_size;
 	r->skips = result.skipped ? r->skips + 1 : 0;
-	struct step_report report = {step, result.lm_loss, result.grad_norm,
-	                             lr,   now() - begin,  result.skipped};
+	struct step_report report = {step, result.lm_loss,        result.grad_norm,
+	                             lr,   clock_now_s() - begin, result.skipped};
 	if (r->world->rank == 0)
 		meter_step(&r->meter, &report);
 	if (r->skips >= SKIPS_IN_A_ROW)
@@ -289,7 +283,7 @@ static int agree_to_stop(struct run *r, enum stop_reason *reason, struct err *e)
 	int32_t mine = stop_look(dir, needed_s);
 	if (t->exit_interval > 0 && r->position.step % t->exit_interval == 0 && mine < STOP_INTERVAL)
 		mine = STOP_INTERVAL;
-	if (t->exit_duration_in_mins > 0 && now() - r->started_s > 60 * t->exit_duration_in_mins &&
+	if (t->exit_duration_in_mins > 0 && clock_now_s() - r->started_s > 60 * t->exit_duration_in_mins &&
 	    mine < STOP_DURATION)
 		mine = STOP_DURATION;
 	int rc = comm_all_reduce(r->world, &mine, 1, DT_i32, REDUCE_MAX, e);
@@ -403,7 +397,8 @@ static void close_run(struct run *r)
 int run_train(const struct config *c, struct comm *world, const struct run_options *options, struct err *e)
 {
 	struct run *r = mem_array(1, sizeof *r);
-	*r = (struct run){.c = c, .options = options, .world = world, .saved_step = -1, .started_s = now()};
+	*r = (struct run){
+	        .c = c, .options = options, .world = world, .saved_step = -1, .started_s = clock_now_s()};
 	snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", c->run.dir ? c->run.dir : "");
 	int rc = comm_any(world, open_run(r, e), e);
 	if (!rc)
