@@ -30,7 +30,7 @@ struct estimate {
 static struct estimate make_estimate(const struct config *c, const struct program *t)
 {
 	double tokens = (double)c->train.global_batch_size * (double)c->model.seq_length;
-	struct estimate x = {.parameters = model_count_parameters(&t->model),
+	struct estimate x = {.parameters = model_count_parameters(&c->model, c->derived.padded_vocab_size),
 	                     .host_bytes = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE),
 	                     .flops_per_step = model_flops(&c->model, c->derived.padded_vocab_size, tokens)};
 	for (int s = 0; s < SEG_COUNT; s++) {
@@ -111,7 +111,7 @@ static int plan(const struct request *q, struct config *c, struct err *e)
 		rc = config_check(c, (int)q->world_size, e);
 	if (rc)
 		return rc;
-	rc = program_build(&t, c, MODEL_TRAIN, 0, e);
+	rc = program_build(&t, c, MODEL_TRAIN, 0, 0, e);
 	if (!rc) {
 		struct estimate x = make_estimate(c, &t);
 		struct buf listing = {0};

@@ -28,13 +28,28 @@ static int32_t dim_of(char letter, int size)
 	const struct {
 		char letter;
 		int32_t dim;
-	} letters[] = {{'1', 1},           {'8', HYPER_COUNT}, {'N', d->B * d->T},
-	               {'B', d->B},        {'T', d->T},        {'C', d->C},
-	               {'M', d->M},        {'K', d->K},        {'F', d->F},
-	               {'W', 2 * d->F},    {'V', d->V},        {'H', d->H},
-	               {'S', d->H + d->G}, {'D', d->D},        {'Q', (d->H + 2 * d->G) * d->D},
-	               {'O', d->H * d->D}, {'A', d->G * d->D}, {'R', d->R},
-	               {'P', d->P}};
+	} letters[] = {{'1', 1},
+	               {'8', HYPER_COUNT},
+	               {'N', d->B * d->T},
+	               {'B', d->B},
+	               {'T', d->T},
+	               {'C', d->C},
+	               {'M', d->M},
+	               {'K', d->K},
+	               {'F', d->F},
+	               {'W', 2 * d->F},
+	               {'V', d->V},
+	               {'H', d->H},
+	               {'S', d->H + d->G},
+	               {'D', d->D},
+	               {'Q', (d->H + 2 * d->G) * d->D},
+	               {'O', d->H * d->D},
+	               {'A', d->G * d->D},
+	               {'R', d->R},
+	               {'P', d->P},
+	               {'2', 2},
+	               {'E', d->B + 1},
+	               {'X', 3 * d->B * d->T}};
 	for (size_t i = 0; i < sizeof letters / sizeof *letters; i++)
 		if (letters[i].letter == letter)
 			return letters[i].dim;
@@ -71,7 +86,7 @@ static void arg_rope(union op_arg *arg, int size, int variant)
 	arg->rope.inverse = variant;
 }
 
-/* Variants: bit 0 a window, bit 1 dropout. */
+/* Variants: bit 0 a window, bit 1 dropout on heads that are not the model's first. */
 static void arg_attention(union op_arg *arg, int size, int variant)
 {
 	const struct dims *d = &sizes[size];
@@ -83,6 +98,7 @@ static void arg_attention(union op_arg *arg, int size, int variant)
 	arg->attention.scale = 1 / sqrtf((float)d->D);
 	arg->attention.dropout = variant & 2 ? 0.25f : 0;
 	arg->attention.salt = 17;
+	arg->attention.first_head = variant & 2 ? 3 : 0;
 }
 
 static void arg_activation(union op_arg *arg, int size, int variant)
@@ -91,17 +107,43 @@ static void arg_activation(union op_arg *arg, int size, int variant)
 	arg->activation.kind = variant;
 }
 
+/* Variants: three probabilities, on all rows, then on rows that begin within a sample. */
 static void arg_dropout(union op_arg *arg, int size, int variant)
 {
-	arg->dropout.p = 0.3f * (float)variant;
+	arg->dropout.p = 0.3f * (float)(variant % 3);
 	arg->dropout.salt = 5;
 	arg->dropout.seq_length = sizes[size].T;
+	arg->dropout.first_row = variant < 3 ? 0 : sizes[size].T / 2 + 1;
 }
 
 static void arg_cross_entropy(union op_arg *arg, int size, int variant)
 {
 	(void)variant;
 	arg->cross_entropy.vocab_size = sizes[size].vocab;
+}
+
+/* Variants: the whole vocabulary, columns from its middle on, padding alone. */
+static void arg_vocabulary_shard(union op_arg *arg, int size, int variant)
+{
+	arg->cross_entropy.vocab_size = sizes[size].vocab;
+	arg->cross_entropy.first_column = variant * sizes[size].vocab / 2;
+}
+
+static enum dtype cast_dtype(int variant)
+{
+	return variant ? DT_f32 : DT_bf16;
+}
+
+static void arg_cast(union op_arg *arg, int size, int variant)
+{
+	(void)size;
+	arg->cast.dtype = (int32_t)cast_dtype(variant);
+}
+
+static void arg_square_sum(union op_arg *arg, int size, int variant)
+{
+	(void)size;
+	arg->square_sum.counts = !variant;
 }
 
 static void arg_adamw(union op_arg *arg, int size, int variant)
@@ -225,10 +267,11 @@ static double element(char kind, int size, uint64_t seed, int64_t i, double norm
 	return kind == 'h' ? hyper[i] : normal;
 }
 
-static enum dtype kind_dtype(char kind, enum dtype tested)
+static enum dtype kind_dtype(char kind, struct setup setup)
 {
-	enum dtype f = tested == DT_f64 ? DT_f64 : DT_f32;
-	return kind == 't'           ? tested
+	enum dtype f = setup.dtype == DT_f64 ? DT_f64 : DT_f32;
+	return kind == 't'           ? setup.dtype
+	       : kind == 'c'         ? (setup.dtype == DT_f64 ? f : cast_dtype(setup.variant))
 	       : strchr("fuh", kind) ? f
 	       : strchr("dn", kind)  ? DT_f64
 	       : kind == 'l'         ? DT_i64
@@ -238,10 +281,12 @@ static enum dtype kind_dtype(char kind, enum dtype tested)
 /* One word of a row: "tNC?". */
 static struct tensor make(const char *word, struct setup setup, uint64_t seed)
 {
-	size_t length = strcspn(word, " ?+");
+	size_t length = strcspn(word, " ?~+");
 	int32_t dim[TENSOR_MAX_DIM];
-	struct tensor absent = {.dim = {1, 1, 1, 1}, .dtype = (uint8_t)kind_dtype(*word, setup.dtype)};
-	if (word[length] == '?' && !setup.optional)
+	struct tensor absent = {.dim = {1, 1, 1, 1}, .dtype = (uint8_t)kind_dtype(*word, setup)};
+	bool gradient = setup.dtype == DT_f64;
+	if ((word[length] == '?' && !setup.optional) ||
+	    (word[length] == '~' && (gradient || !setup.optional)))
 		return absent;
 	for (size_t k = 1; k < length; k++)
 		dim[k - 1] = dim_of(word[k], setup.size);
@@ -389,11 +434,12 @@ void tensor_compare(const struct tensor *a, const struct tensor *b, double toler
 	int64_t n = a->data ? tensor_count(a) : 0;
 	double squares = 0;
 	for (int64_t i = 0; i < n; i++)
-		squares += tensor_at(a, i) * tensor_at(a, i);
+		squares += isfinite(tensor_at(a, i)) ? tensor_at(a, i) * tensor_at(a, i) : 0;
 	double rms = n ? sqrt(squares / (double)n) : 0;
 	for (int64_t i = 0; i < n; i++) {
 		double x = tensor_at(a, i), y = tensor_at(b, i);
-		if (!(fabs(x - y) <= tolerance * (fabs(x) + rms + 0.01))) {
+		bool near = isfinite(x) && fabs(x - y) <= tolerance * (fabs(x) + rms + 0.01);
+		if (x != y && !near) {
 			test_failed(__FILE__, __LINE__,
 			            "%s: element %lld is %.9g, not %.9g (rms %.3g, allowed %g)", what,
 			            (long long)i, y, x, rms, tolerance);

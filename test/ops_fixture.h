@@ -35,7 +35,7 @@ extern const int grad_case_count;
 struct setup {
 	int size, variant;
 	enum dtype dtype; /* of kind t; f64 makes all floating-point tensors f64 */
-	bool optional;    /* inputs marked ? are there */
+	bool optional;    /* inputs marked ? or ~ are there */
 	bool acc;         /* outputs marked + are added to */
 };
 
@@ -69,7 +69,8 @@ void tensor_put(const struct tensor *t, int64_t i, double x);
 #define TENSOR(dtype, seed, ...)                                                      \
 	tensor_make(dtype, (int)(sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t)), \
 	            (int32_t[]){__VA_ARGS__}, seed)
-/* Fails the test where b is further from a than allowed: |a-b| <= tolerance · (|a| + rms(a) + 0.01). */
+/* Fails the test where b is further from a than allowed: |a-b| <= tolerance · (|a| + rms(a) + 0.01), the rms
+ * of what is finite; what is infinite must be the same. */
 void tensor_compare(const struct tensor *a, const struct tensor *b, double tolerance, const char *what);
 /* Runs one operation on tensors at hand and checks that it succeeds. */
 void op_run(const struct backend *b, enum op op, union op_arg arg, const struct tensor *in,

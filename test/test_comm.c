@@ -2,7 +2,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "comm/comm.h"
+#include "comm/queue.h"
 #include "test/comm_suite.h"
 #include "test/test.h"
 
@@ -257,6 +257,66 @@ static void check_groups(int etp, const struct groups *rows, size_t n)
 }
 
 /* Megatron-LM's RankGenerator, order tp-cp-ep-dp-pp. */
+static int add_one(const struct comm_job *job, struct err *e)
+{
+	int32_t *data = job->out;
+	(*data)++;
+	return comm_all_reduce(job->comm, data, 1, DT_i32, REDUCE_SUM, e);
+}
+
+/* x becomes 2 (x + 1) again and again, so one job left out or out of turn shows. */
+static void post_many(struct comm *world, struct rank *self)
+{
+	enum { MANY = 20 };
+	struct comm_queue *q = NULL;
+	int32_t x = 0, want = 0;
+	uint64_t ticket[MANY];
+	CHECK(!comm_queue_open(&q, &self->e));
+	for (int i = 0; i < MANY; i++) {
+		ticket[i] = comm_queue_post(q, &(struct comm_job){.run = add_one, .comm = world, .out = &x},
+		                            &self->rc, &self->e);
+		want = 2 * (want + 1);
+	}
+	CHECK(!comm_queue_wait(q, ticket[MANY - 1], &self->e));
+	CHECK_INT(x, want);
+	CHECK(!comm_queue_wait(q, ticket[0], &self->e));
+	comm_queue_post(q, &(struct comm_job){.run = add_one, .comm = world, .out = &x}, &self->rc, &self->e);
+	comm_queue_close(q); /* waits for what was posted */
+	CHECK_INT(x, 2 * (want + 1));
+}
+
+TEST(a_queue_carries_out_what_is_posted_in_order)
+{
+	struct rank r[2];
+	on_ranks(2, NULL, r, post_many);
+}
+
+static int fail_here(const struct comm_job *job, struct err *e)
+{
+	++*(int32_t *)job->out;
+	return err_set(e, EXIT_INTERNAL, "the line is cut");
+}
+
+TEST(a_queue_stops_at_the_first_error_and_tells_it_again)
+{
+	struct comm_queue *q = NULL;
+	struct err e = {0}, again = {0};
+	int32_t ran = 0;
+	int rc;
+	MUST(!comm_queue_open(&q, &e));
+	const struct comm_job job = {.run = fail_here, .out = &ran};
+	for (int i = 0; i < 3; i++)
+		comm_queue_post(q, &job, &rc, &e);
+	CHECK_INT(comm_queue_wait(q, UINT64_MAX, &e), EXIT_INTERNAL);
+	CHECK_INT(comm_queue_wait(q, 1, &again), EXIT_INTERNAL);
+	CHECK_HAS(again.text, "the line is cut");
+	CHECK_INT(ran, 1);
+	comm_queue_close(q);
+	CHECK_INT(comm_queue_post(NULL, &job, &rc, &e), 0); /* without a queue: at once */
+	CHECK_INT(rc, EXIT_INTERNAL);
+	CHECK_INT(ran, 2);
+}
+
 TEST(mesh_groups_are_those_of_megatron)
 {
 	static const struct groups folded[] = {
@@ -334,6 +394,26 @@ TEST(mesh_is_a_bijection_under_every_layout)
 						CHECK_INT(mesh_neighbour(&m, AXIS_pp, next, -1), r);
 					}
 				}
+}
+
+/* Data-parallel ranks are dp · rp; replicas lie dp ranks apart. */
+TEST(replicas_of_what_data_parallel_ranks_share)
+{
+	struct mesh m;
+	struct err e = {0};
+	int coord[AXIS_COUNT], members[16];
+	MUST(mesh_init(&m, 16, &(struct mesh_sizes){.tp = 2, .pp = 2, .rp = 2}, &e) == 0);
+	CHECK_INT(m.size[AXIS_dp], 2);
+	CHECK_INT(m.size[AXIS_rp], 2);
+	CHECK_INT(m.size[AXIS_edp], 4);
+	mesh_coords(&m, 6, coord);
+	CHECK_INT(coord[AXIS_dp], 1);
+	CHECK_INT(coord[AXIS_rp], 1);
+	mesh_group(&m, AXES_DATA, 1, members);
+	for (int i = 0; i < 4; i++)
+		CHECK_INT(members[i], 1 + 2 * i);
+	CHECK_INT(mesh_init(&m, 12, &(struct mesh_sizes){.tp = 4, .rp = 2}, &e), EXIT_CONFIG);
+	CHECK_HAS(e.text, "num_distributed_optimizer_instances 2");
 }
 
 TEST(sizes_that_do_not_divide_are_refused_with_the_equation)

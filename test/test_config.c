@@ -4,10 +4,13 @@
 #include "base/rng.h"
 #include "base/sys.h"
 #include "base/yaml.h"
+#include "graph/prog.h"
+#include "parallel/stages.h"
 #include "test/test.h"
 #include "train/config.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 
 /* Keys that make any configuration complete. */
@@ -96,12 +99,17 @@ TEST(refuses_bad_yaml)
 	        {"run: {dir: \"a\xff\"}", "byte 0xff at offset 13 is not UTF-8", "a.yaml:1:14: "},
 	        {"run: {dir: \"\xed\xa0\x80\"}", "not UTF-8", "a.yaml:1:13: "},
 	        {"run: {dir: \"\xc0\xaf\"}", "not UTF-8", "a.yaml:1:13: "},
-	        {"comm_overlap: {tp_comm_overlap: true}", "not built yet", "a.yaml:1:1: "},
-	        {"parallel: {tensor_model_parallel_size: 2}",
-	         "parallel.tensor_model_parallel_size: tensor parallelism is not built yet; allowed: 1",
-	         "a.yaml:1:40: "},
+	        {"peft: {peft_scheme: lora}", "not built yet", "a.yaml:1:1: "},
+	        {"parallel: {context_parallel_size: 2}",
+	         "parallel.context_parallel_size: context parallelism is not built yet; allowed: 1",
+	         "a.yaml:1:35: "},
+	        {"parallel: {expert_model_parallel_size: 2}",
+	         "expert parallelism is not built yet; allowed: 1", "a.yaml:1:40: "},
+	        {"parallel: {virtual_pipeline_model_parallel_size: 65}",
+	         "65 is too large; allowed: a whole number from 1 to 64", "a.yaml:1:50: "},
 	        {"model: {architecture: t5}", "t5 is not built yet; allowed: gpt", "a.yaml:1:23: "},
-	        {"ddp: {zero_stage: 1}", "not built yet; allowed: 0", "a.yaml:1:19: "},
+	        {"ddp: {zero_stage: 4}", "4 is too large; allowed: a whole number from 0 to 3",
+	         "a.yaml:1:19: "},
 	};
 	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
 		expect_refused(rows[i].text, strlen(rows[i].text), rows[i].part, rows[i].place);
@@ -305,6 +313,63 @@ TEST(foreign_spellings_find_ours)
 	config_free(&c);
 }
 
+static const struct {
+	const char *foreign, *ours;
+} foreign_layouts[] = {
+        {"--tensor-model-parallel-size", "parallel.tensor_model_parallel_size"},
+        {"--sequence-parallel", "parallel.sequence_parallel"},
+        {"--num-layers-per-virtual-pipeline-stage", "parallel.virtual_pipeline_model_parallel_size"},
+        {"--num-virtual-stages-per-pipeline-rank", "parallel.virtual_pipeline_model_parallel_size"},
+        {"--decoder-first-pipeline-num-layers", "parallel.num_layers_in_first_pipeline_stage"},
+        {"--account-for-loss-in-pipeline-split", "parallel.account_for_loss_in_pipeline_split"},
+        {"--pipeline-model-parallel-layout", "parallel.pipeline_model_parallel_layout"},
+        {"--use-distributed-optimizer", "ddp.zero_stage"},
+        {"--ddp-bucket-size", "ddp.bucket_size"},
+        {"--grad-reduce-in-bf16", "ddp.grad_reduce_in_fp32"},
+        {"--overlap-grad-reduce", "ddp.overlap_grad_reduce"},
+        {"--tp-comm-overlap", "comm_overlap.tp_comm_overlap"},
+        {"--recompute-modules", "recompute.modules"},
+        {"ddp.data_parallel_sharding_strategy", "ddp.zero_stage"},
+        {"parallelism.tensor_parallel_degree", "parallel.tensor_model_parallel_size"},
+        {"parallelism.pipeline_parallel_degree", "parallel.pipeline_model_parallel_size"},
+        {"parallelism.data_parallel_replicate_degree", "ddp.num_distributed_optimizer_instances"},
+        {"parallelism.data_parallel_shard_degree", "ddp.zero_stage"},
+        {"parallelism.enable_async_tensor_parallel", "comm_overlap.tp_comm_overlap"},
+        {"parallelism.tp", "parallel.tensor_model_parallel_size"},
+        {"parallelism.pp", "parallel.pipeline_model_parallel_size"},
+        {"parallelism.dp", "parallel.tensor_model_parallel_size"},
+        {"parallelism.tp_mode", "parallel.sequence_parallel"},
+        {"parallelism.tp_linear_async_communication", "comm_overlap.tp_comm_overlap"},
+        {"optimizer.accumulate_grad_in_fp32", "ddp.grad_reduce_in_fp32"},
+        {"zero_optimization.stage", "ddp.zero_stage"},
+        {"zero_optimization.reduce_bucket_size", "ddp.bucket_size"},
+        {"zero_optimization.overlap_comm", "ddp.overlap_grad_reduce"},
+        {"megatron_lm_config.megatron_lm_tp_degree", "parallel.tensor_model_parallel_size"},
+        {"megatron_lm_config.megatron_lm_pp_degree", "parallel.pipeline_model_parallel_size"},
+        {"parallelism_config.parallelism_config_dp_replicate_size",
+         "ddp.num_distributed_optimizer_instances"},
+        {"fsdp_config.fsdp_sharding_strategy", "ddp.zero_stage"},
+};
+
+TEST(foreign_layouts_find_ours)
+{
+	for (size_t i = 0; i < sizeof foreign_layouts / sizeof *foreign_layouts; i++) {
+		const char *note = NULL;
+		CHECK_STR(option_nearest(config_table(), foreign_layouts[i].foreign, &note),
+		          foreign_layouts[i].ours);
+	}
+	struct config c;
+	struct err e;
+	const char *sets[] = {"parallel.pipeline_schedule=Interleaved1F1B",
+	                      "parallel.pipeline_schedule=GPipe", "parallel.pipeline_schedule=1F1B", NULL};
+	CHECK_INT(load(&c, NULL, sets, &e), EXIT_CONFIG);
+	CHECK_HAS(e.text,
+	          "'Interleaved1F1B'; allowed: 1f1b|interleaved|zero_bubble; did you mean interleaved?");
+	CHECK_HAS(e.text, "'GPipe'; allowed: 1f1b|interleaved|zero_bubble; did you mean 1f1b?");
+	CHECK_HAS(e.text, "'1F1B'; allowed: 1f1b|interleaved|zero_bubble; did you mean 1f1b?");
+	config_free(&c);
+}
+
 TEST(every_alias_leads_to_a_key)
 {
 	const struct option_table *t = config_table();
@@ -387,6 +452,10 @@ static void check_round_trip(const struct config *c)
 		check_same_values(c, &d);
 		CHECK(config_hash(c) == config_hash(&d));
 		CHECK_INT(c->derived.accumulation, d.derived.accumulation);
+		CHECK_INT(c->derived.optimizer_shards, d.derived.optimizer_shards);
+		if (CHECK(c->derived.stages.n == d.derived.stages.n))
+			for (size_t i = 0; i < d.derived.stages.n; i++)
+				CHECK_STR(c->derived.stages.items[i], d.derived.stages.items[i]);
 	} else {
 		test_failed(__FILE__, __LINE__, "%s", e.text);
 	}
@@ -633,6 +702,611 @@ TEST(derives_and_derives_anew)
 	config_free(&c);
 }
 
+/* A model that many layouts fit. */
+#define LAYOUT_MODEL                                                                             \
+	"model: {num_layers: 8, hidden_size: 96, num_attention_heads: 12, num_query_groups: 6, " \
+	"ffn_hidden_size: 240, seq_length: 32, vocab_size: 500}\ntrain: {train_iters: 10}\n"
+#define TENSOR "parallel.tensor_model_parallel_size"
+#define PIPELINE "parallel.pipeline_model_parallel_size"
+#define CHUNKS "parallel.virtual_pipeline_model_parallel_size"
+#define SCHEDULE "parallel.pipeline_schedule"
+#define PIPELINE_LAYOUT "parallel.pipeline_model_parallel_layout"
+#define INSTANCES "ddp.num_distributed_optimizer_instances"
+
+/* Loads LAYOUT_MODEL and sets, checks it for `world` ranks. config_free is due. */
+static int check_layout_of(struct config *c, int world, const char *const *sets, struct err *e)
+{
+	const char *files[] = {scratch_file("layout.yaml", LAYOUT_MODEL, strlen(LAYOUT_MODEL)), NULL};
+	int rc = load(c, files, sets, e);
+	return rc ? rc : config_check(c, world, e);
+}
+
+static const struct {
+	int world;
+	const char *sets[5], *part;
+} impossible[] = {
+        {6,
+         {TENSOR "=4"},
+         "--set " TENSOR "=4: " TENSOR ": world size 6 is not a multiple of tensor 4 · context 1 · "
+         "pipeline 1 = 4; nearest world size: 4 or 8, or " TENSOR " 3 or 6"},
+        {4,
+         {PIPELINE "=3"},
+         "--set " PIPELINE "=3: " PIPELINE ": world size 4 is not a multiple of tensor 1 · context 1 "
+         "· pipeline 3 = 3; nearest world size: 3 or 6, or " PIPELINE " 2 or 4"},
+        {8,
+         {TENSOR "=8"},
+         "layout.yaml:1:62: model.num_attention_heads: 12 is not a multiple of " TENSOR " 8 (--set " TENSOR
+         "=8); nearest: 24; legal tensor_model_parallel_size: 1 or 2"},
+        {4,
+         {TENSOR "=4"},
+         "layout.yaml:1:84: model.num_query_groups: 6 is not a multiple of " TENSOR " 4 (--set " TENSOR
+         "=4); nearest: 4 or 12; legal tensor_model_parallel_size: 1 or 2"},
+        {8,
+         {TENSOR "=8"},
+         "model.num_query_groups: 6 is not a multiple of " TENSOR " 8 (--set " TENSOR
+         "=8); nearest: 8 (with other heads); legal"},
+        {5,
+         {TENSOR "=5"},
+         "12 is not a multiple of " TENSOR " 5 (--set " TENSOR
+         "=5); nearest: 30 (give model.kv_channels); legal tensor_model_parallel_size: 1"},
+        {6,
+         {TENSOR "=3", "model.ffn_hidden_size=64"},
+         "model.ffn_hidden_size: 64 is not a multiple of " TENSOR " 3 (--set " TENSOR
+         "=3); nearest: 63 or 66; legal tensor_model_parallel_size: 1 or 2"},
+        {7,
+         {TENSOR "=7", "model.ffn_hidden_size=null"},
+         "derived: model.ffn_hidden_size: 384 is not a multiple of " TENSOR " 7"},
+        {6,
+         {TENSOR "=6", "model.vocab_size=5", "model.make_vocab_size_divisible_by=1"},
+         TENSOR ": 6 ranks are more than the padded_vocab_size 5 rows of the embedding; nearest: 1, 2 "
+                "or 3"},
+        {2,
+         {TENSOR "=2", "parallel.sequence_parallel=true", "model.seq_length=33", "train.micro_batch_size=3"},
+         "model.seq_length: micro_batch_size 3 (--set train.micro_batch_size=3) · seq_length 33 = 99 "
+         "tokens is not a multiple of " TENSOR " 2 (--set " TENSOR
+         "=2), and parallel.sequence_parallel true (--set parallel.sequence_parallel=true) cuts "
+         "them; "
+         "nearest: 32 or 34, or micro_batch_size 2 or 4"},
+        {4,
+         {TENSOR "=4", "parallel.sequence_parallel=true", "model.seq_length=33", "train.micro_batch_size=2"},
+         "cuts them; nearest: 32 or 34, or micro_batch_size 4"},
+        {6,
+         {INSTANCES "=12"},
+         "data_parallel 6 / 12 = 0.5, and the ranks that share an optimizer must be a whole number; nearest: "
+         "6"},
+        {3,
+         {PIPELINE "=3"},
+         PIPELINE ": (num_layers 8) / (pipeline 3 · chunks 1) = 8 / 3 = 2.66667, and the layers of a "
+                  "virtual stage must be a whole number; nearest num_layers: 6 or 9"},
+        {12, {PIPELINE "=3"}, "or " PIPELINE " 2 or 4"},
+        {10, {PIPELINE "=5"}, "or " PIPELINE " 2"}, /* 4 would divide the layers, not the world */
+        {2,
+         {TENSOR "=2", "parallel.sequence_parallel=true", "model.seq_length=33"},
+         "nearest: 32 or 34, or micro_batch_size 2"},
+        {4,
+         {TENSOR "=4", "parallel.sequence_parallel=true", "model.seq_length=34"},
+         "nearest: 32 or 36, or micro_batch_size 2"},
+        {2,
+         {PIPELINE "=2", PIPELINE_LAYOUT "=Etttt|tttL"},
+         "--set " PIPELINE_LAYOUT "=Etttt|tttL: " PIPELINE_LAYOUT ": byte 10: "},
+        {2, {CHUNKS "=2"}, CHUNKS ": 2 chunks need " PIPELINE " 1 (default) to be 2 or more; nearest: 1"},
+        {2,
+         {PIPELINE "=2", CHUNKS "=2", SCHEDULE "=1f1b"},
+         "--set " SCHEDULE "=1f1b: " SCHEDULE ": 1f1b has one chunk a rank, not " CHUNKS " 2 (--set " CHUNKS
+         "=2); allowed: interleaved, or virtual_pipeline_model_parallel_size 1"},
+        {2, {PIPELINE "=2", CHUNKS "=2", SCHEDULE "=zero_bubble"}, "zero_bubble has one chunk a rank"},
+        {2,
+         {PIPELINE "=2", SCHEDULE "=interleaved"},
+         SCHEDULE ": interleaved needs virtual_pipeline_model_parallel_size 2 or more and "
+                  "pipeline_model_parallel_size 2 or more, not " CHUNKS " 1 (default) and " PIPELINE
+                  " 2 (--set " PIPELINE "=2); allowed: 1f1b|zero_bubble"},
+        {1, {SCHEDULE "=interleaved"}, PIPELINE " 1 (default); allowed: 1f1b"},
+        {1,
+         {SCHEDULE "=zero_bubble"},
+         SCHEDULE ": zero_bubble needs pipeline_model_parallel_size 2 or more, not " PIPELINE
+                  " 1 (default); allowed: 1f1b"},
+        {8,
+         {PIPELINE "=4", CHUNKS "=2", "train.global_batch_size=20", "train.micro_batch_size=2"},
+         "train.global_batch_size: 20 = micro_batch_size 2 (--set train.micro_batch_size=2) · "
+         "data_parallel 2 · accumulation 5, and accumulation must be a multiple of " PIPELINE
+         " 4 (--set " PIPELINE "=4) under " SCHEDULE " interleaved (derived); nearest: 16 or 32"},
+        {8,
+         {PIPELINE "=4", CHUNKS "=2", "train.global_batch_size=19", "train.micro_batch_size=2"},
+         "accumulation 4.75, and accumulation must be a whole number; nearest: 16 or 32"},
+        {8,
+         {"train.global_batch_size=4"},
+         "4 = micro_batch_size 1 (default) · data_parallel 8 · accumulation 0.5, and accumulation "
+         "must "
+         "be a whole number; nearest: 8"},
+        {12,
+         {TENSOR "=2", INSTANCES "=4"},
+         "--set " INSTANCES "=4: " INSTANCES ": data_parallel 6 / 4 = 1.5, and the ranks that share an "
+         "optimizer must be a whole number; nearest: 3 or 6"},
+        {1,
+         {"recompute.granularity=selective", "recompute.modules=[mlp, core_atn]"},
+         "recompute.modules: element 2, unknown module 'core_atn'; allowed: "
+         "core_attn|layernorm|activation|mlp; did you mean core_attn?"},
+        {1, {"recompute.modules=gathers"}, "element 1, unknown module 'gathers'"},
+        {1, {"recompute.modules=[layers]"}, "element 1, unknown module 'layers'"},
+        {1, {"recompute.modules=[zzzzzz]"}, "'zzzzzz'; allowed: core_attn|layernorm|activation|mlp"},
+};
+
+TEST(layouts_that_cannot_be_are_refused)
+{
+	for (size_t i = 0; i < sizeof impossible / sizeof *impossible; i++) {
+		struct config c;
+		struct err e;
+		CHECK_INT(check_layout_of(&c, impossible[i].world, impossible[i].sets, &e), EXIT_CONFIG);
+		CHECK_INT(e.code, EXIT_CONFIG);
+		CHECK_HAS(e.text, impossible[i].part);
+		config_free(&c);
+	}
+	struct config c;
+	struct err e;
+	const char *sets[] = {PIPELINE "=3", SCHEDULE "=zero_bubble",
+	                      NULL}; /* a pipeline of 1 would not do */
+	CHECK_INT(check_layout_of(&c, 3, sets, &e), EXIT_CONFIG);
+	CHECK_HAS(e.text, PIPELINE ": (num_layers 8) / (pipeline 3 · chunks 1)");
+	CHECK(!strstr(e.text, "or " PIPELINE));
+	config_free(&c);
+}
+
+TEST(all_that_is_wrong_with_a_layout_is_said_at_once)
+{
+	static const char text[] = LAYOUT_MODEL "parallel:\n  tensor_model_parallel_size: 5\n"
+	                                        "  pipeline_model_parallel_size: 3\n"
+	                                        "  virtual_pipeline_model_parallel_size: 2\n"
+	                                        "  pipeline_schedule: 1f1b\n  sequence_parallel: true\n"
+	                                        "recompute: {modules: [attn]}\n";
+	static const char *const parts[] = {
+	        "a.yaml:4:31: " TENSOR ": world size 4 is not",
+	        "a.yaml:1:62: model.num_attention_heads: 12 is not a multiple of " TENSOR " 5 (",
+	        "a.yaml:1:84: model.num_query_groups: 6 is not",
+	        "a.yaml:1:121: model.seq_length: micro_batch_size 1 (default) · seq_length 32 = 32",
+	        "a.yaml:7:22: " SCHEDULE ": 1f1b has one chunk",
+	        "a.yaml:5:33: " PIPELINE ": (num_layers 8) / (pipeline 3 · chunks 2)",
+	        "a.yaml:9:22: recompute.modules: element 1",
+	};
+	struct config c;
+	struct err e;
+	CHECK_INT(load_text(&c, text, sizeof text - 1, &e), 0);
+	CHECK_INT(config_check(&c, 4, &e), EXIT_CONFIG);
+	size_t lines = 1;
+	for (const char *p = e.text; (p = strchr(p, '\n')); p++)
+		lines++;
+	CHECK_INT(lines, sizeof parts / sizeof *parts);
+	for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+		CHECK_HAS(e.text, parts[i]);
+	config_free(&c);
+}
+
+TEST(layouts_are_derived)
+{
+	struct config c;
+	struct err e;
+	const char *sets[] = {TENSOR "=2",
+	                      PIPELINE "=2",
+	                      CHUNKS "=2",
+	                      INSTANCES "=2",
+	                      "train.global_batch_size=16",
+	                      "recompute.granularity=selective",
+	                      NULL};
+	static const char *const stages[] = {"stage 0 chunk 0: embedding, layers 0-1",
+	                                     "stage 1 chunk 0: layers 2-3", "stage 0 chunk 1: layers 4-5",
+	                                     "stage 1 chunk 1: layers 6-7, loss"};
+	MUST(!check_layout_of(&c, 16, sets, &e));
+	CHECK_INT(c.derived.data_parallel_size, 4);
+	CHECK_INT(c.derived.optimizer_shards, 2);
+	CHECK_INT(c.parallel.pipeline_schedule, PARALLEL_INTERLEAVED);
+	CHECK_STR(config_get_origin(&c, SCHEDULE), "derived");
+	CHECK(has_line(&c.derived.equations,
+	               "pipeline_schedule interleaved = virtual_pipeline_model_parallel_size 2 > 1"));
+	CHECK(has_line(&c.derived.equations,
+	               "optimizer_shards 2 = data_parallel 4 / num_distributed_optimizer_instances 2"));
+	CHECK(has_line(&c.derived.equations,
+	               "bucket_size 40000000 = max(40000000, 1000000 · data_parallel 4)"));
+	if (CHECK(c.derived.stages.n == 4))
+		for (size_t i = 0; i < 4; i++)
+			CHECK_STR(c.derived.stages.items[i], stages[i]);
+	CHECK_INT(c.derived.notes.n, 0);
+	CHECK_INT(c.ddp.bucket_size, 40000000);
+	CHECK_INT(config_recompute_modules(&c), 1u << REPEAT_NORM | 1u << REPEAT_ACTIVATION);
+	check_round_trip(&c);
+	config_free(&c);
+}
+
+/* What follows is derived anew for another world, and put back where it no longer follows. */
+TEST(layouts_are_derived_anew)
+{
+	static const struct {
+		int world;
+		int64_t bucket;
+	} rows[] = {{1, 40000000}, {40, 40000000}, {41, 41000000}, {2000, 1 << 30}, {1, 40000000}};
+	struct config c;
+	struct err e;
+	MUST(!check_layout_of(&c, 1, NULL, &e));
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+		CHECK_INT(config_check(&c, rows[i].world, &e), 0);
+		CHECK_INT(c.ddp.bucket_size, rows[i].bucket);
+		CHECK_INT(c.derived.optimizer_shards, rows[i].world);
+		CHECK_INT(c.derived.stages.n, 0);
+		check_round_trip(&c);
+	}
+	CHECK_INT(config_replace(&c, PIPELINE, "2", "test", &e), 0);
+	CHECK_INT(config_replace(&c, CHUNKS, "4", "test", &e), 0);
+	CHECK_INT(config_replace(&c, "train.global_batch_size", "2", "test", &e), 0);
+	CHECK_INT(config_check(&c, 2, &e), 0);
+	CHECK_INT(c.parallel.pipeline_schedule, PARALLEL_INTERLEAVED);
+	CHECK_INT(c.derived.stages.n, 8);
+	CHECK_INT(config_replace(&c, CHUNKS, "1", "test", &e), 0);
+	CHECK_INT(config_check(&c, 2, &e), 0);
+	CHECK_INT(c.parallel.pipeline_schedule, PARALLEL_1F1B);
+	CHECK_STR(config_get_origin(&c, SCHEDULE), "default");
+	CHECK_STR(c.derived.stages.items[1], "stage 1: layers 4-7, loss");
+	config_free(&c);
+}
+
+TEST(stages_say_what_they_hold)
+{
+	static const struct {
+		const char *sets[4], *stages[4];
+	} rows[] = {
+	        {{PIPELINE_LAYOUT "=E|t*4|tttt|L"},
+	         {"stage 0: embedding", "stage 1: layers 0-3", "stage 2: layers 4-7", "stage 3: loss"}},
+	        {{"parallel.num_layers_in_first_pipeline_stage=1",
+	          "parallel.num_layers_in_last_pipeline_stage=3"},
+	         {"stage 0: embedding, layer 0", "stage 1: layers 1-2", "stage 2: layers 3-4",
+	          "stage 3: layers 5-7, loss"}},
+	        {{"model.num_layers=6", "parallel.account_for_embedding_in_pipeline_split=true",
+	          "parallel.account_for_loss_in_pipeline_split=true"},
+	         {"stage 0: embedding, layer 0", "stage 1: layers 1-2", "stage 2: layers 3-4",
+	          "stage 3: layer 5, loss"}},
+	};
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+		struct config c;
+		struct err e;
+		const char *sets[6] = {PIPELINE "=4", rows[i].sets[0], rows[i].sets[1], rows[i].sets[2]};
+		CHECK_INT(check_layout_of(&c, 4, sets, &e), 0);
+		if (CHECK(c.derived.stages.n == 4))
+			for (size_t s = 0; s < 4; s++)
+				CHECK_STR(c.derived.stages.items[s], rows[i].stages[s]);
+		check_round_trip(&c);
+		config_free(&c);
+	}
+}
+
+static const struct {
+	int world;
+	const char *sets[4], *note; /* NULL: none */
+} idle[] = {
+        {4,
+         {"parallel.sequence_parallel=true"},
+         " true (--set parallel.sequence_parallel=true) has no "
+         "effect with " TENSOR " 1 (default)"},
+        {4, {"parallel.sequence_parallel=false"}, NULL},
+        {4, {"comm_overlap.tp_comm_overlap=true"}, "comm_overlap.tp_comm_overlap true (--set "},
+        {4, {"comm_overlap.tp_comm_overlap=true", TENSOR "=2"}, NULL},
+        {4, {"parallel.account_for_embedding_in_pipeline_split=true"}, "with " PIPELINE " 1 (default)"},
+        {4, {"parallel.account_for_loss_in_pipeline_split=true"}, "with " PIPELINE " 1 (default)"},
+        {4, {"parallel.num_layers_in_first_pipeline_stage=3"}, "with " PIPELINE " 1 (default)"},
+        {4, {"parallel.num_layers_in_first_pipeline_stage=null"}, NULL},
+        {4, {"parallel.num_layers_in_last_pipeline_stage=3"}, "with " PIPELINE " 1 (default)"},
+        {4, {PIPELINE_LAYOUT "=nonsense"}, PIPELINE_LAYOUT " nonsense (--set "},
+        {4, {SCHEDULE "=1f1b"}, NULL},
+        {1, {"ddp.overlap_grad_reduce=true"}, "has no effect with data_parallel 1"},
+        {2, {"ddp.overlap_grad_reduce=true", TENSOR "=2"}, "has no effect with data_parallel 1"},
+        {2, {"ddp.overlap_grad_reduce=true"}, NULL},
+        {1, {"ddp.grad_reduce_in_fp32=false"}, "has no effect with data_parallel 1"},
+        {1, {"ddp.zero_stage=3"}, NULL},
+        {4,
+         {INSTANCES "=2", "ddp.zero_stage=0"},
+         INSTANCES " 2 (--set " INSTANCES "=2) has no effect with ddp.zero_stage 0"},
+        {1, {"recompute.modules=mlp"}, "has no effect with recompute.granularity none (default)"},
+        {1, {"recompute.modules=mlp", "recompute.granularity=full"}, "with recompute.granularity full"},
+        {1, {"recompute.modules=mlp", "recompute.granularity=selective"}, NULL},
+        {8,
+         {PIPELINE "=4", "train.global_batch_size=8", "train.micro_batch_size=2"},
+         "accumulation 2 is less than " PIPELINE " 4 (--set " PIPELINE
+         "=4): 1f1b leaves a stage idle for (4 - 1) / (2 + 4 - 1) = 60% of a step; "
+         "train.global_batch_size 16 fills the pipeline"},
+        {4,
+         {PIPELINE "=4", "train.global_batch_size=3"},
+         "(4 - 1) / (3 + 4 - 1) = 50% of a step; train.global_batch_size 4 fills"},
+        {8, {PIPELINE "=4", "train.global_batch_size=16", "train.micro_batch_size=2"}, NULL},
+};
+
+TEST(layout_keys_without_effect_are_noted)
+{
+	for (size_t i = 0; i < sizeof idle / sizeof *idle; i++) {
+		struct config c;
+		struct err e;
+		CHECK_INT(check_layout_of(&c, idle[i].world, idle[i].sets, &e), 0);
+		CHECK_INT(c.derived.notes.n, idle[i].note != NULL);
+		if (idle[i].note && c.derived.notes.n)
+			CHECK_HAS(c.derived.notes.items[0], idle[i].note);
+		config_free(&c);
+	}
+}
+
+TEST(recompute_modules_are_a_set)
+{
+	static const struct {
+		const char *sets[3];
+		uint32_t set;
+	} rows[] = {
+	        {{NULL}, 0},
+	        {{"recompute.granularity=full"}, 0},
+	        {{"recompute.granularity=full", "recompute.modules=mlp"}, 0},
+	        {{"recompute.granularity=selective"}, 1u << REPEAT_NORM | 1u << REPEAT_ACTIVATION},
+	        {{"recompute.granularity=selective", "recompute.modules=[]"},
+	         1u << REPEAT_NORM | 1u << REPEAT_ACTIVATION},
+	        {{"recompute.granularity=selective", "recompute.modules=core_attn"}, 1u << REPEAT_CORE},
+	        {{"recompute.granularity=selective", "recompute.modules=[mlp, core_attn, mlp]"},
+	         1u << REPEAT_MLP | 1u << REPEAT_CORE},
+	        {{"recompute.granularity=selective", "recompute.modules=[activation, layernorm]"},
+	         1u << REPEAT_NORM | 1u << REPEAT_ACTIVATION},
+	};
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+		struct config c;
+		struct err e;
+		CHECK_INT(check_layout_of(&c, 1, rows[i].sets, &e), 0);
+		CHECK_INT(config_recompute_modules(&c), rows[i].set);
+		CHECK(rows[i].set || !c.recompute.modules.n || config_is_given(&c, "recompute.modules"));
+		check_round_trip(&c);
+		config_free(&c);
+	}
+}
+
+/* Random layouts against the facts of division, which this part works out for itself. */
+
+struct random_layout {
+	int world;
+	int64_t tensor, pipeline, chunks, layers, heads, groups, ffn, rows, length, micro, global, first,
+	        last, instances; /* 0: not said */
+	bool sequence, count_embedding, count_loss;
+	const char *schedule; /* NULL: not said */
+	char text[20][80];
+	const char *sets[24];
+};
+
+static int64_t pick(uint64_t *n, const char *choices)
+{
+	static const int64_t values[] = {0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 48, 64};
+	return values[choices[rng_bits(7, (*n)++) % strlen(choices)] - 'a'];
+}
+
+static void put_set(struct random_layout *l, size_t *n, const char *key, int64_t value)
+{
+	if (!value)
+		return;
+	snprintf(l->text[*n], sizeof l->text[*n], "%s=%lld", key, (long long)value);
+	l->sets[*n] = l->text[*n];
+	++*n;
+}
+
+static void draw_layout(struct random_layout *l, uint64_t seed)
+{
+	static const char *const schedules[] = {NULL,   NULL,          NULL,          NULL,
+	                                        "1f1b", "interleaved", "interleaved", "zero_bubble"};
+	uint64_t r = seed * 64;
+	*l = (struct random_layout){0};
+	l->tensor = pick(&r, "bbbbccde");
+	l->pipeline = pick(&r, "bbbccdeg");
+	l->world = (int)(pick(&r, "bcde") * (pick(&r, "aaab") ? 1 : l->tensor * l->pipeline));
+	l->chunks = pick(&r, "bbbbccd");
+	l->layers = pick(&r, "beghiijjkkll");
+	l->heads = pick(&r, "beghiii");
+	l->groups = pick(&r, "aaabcdgi");
+	l->ffn = pick(&r, "aaallmg");
+	l->rows = pick(&r, "aaabcem");
+	l->length = pick(&r, "bcdfhhk");
+	l->micro = pick(&r, "bbbcde");
+	l->global = pick(&r, "aaghikllllm");
+	l->first = pick(&r, "aaaaaaaaaaabce");
+	l->last = pick(&r, "aaaaaaaaaaabce");
+	l->instances = pick(&r, "bbbbcde");
+	l->sequence = pick(&r, "ab");
+	l->count_embedding = pick(&r, "aaab");
+	l->count_loss = pick(&r, "aaab");
+	l->schedule = schedules[rng_bits(7, r) % 8];
+}
+
+static void write_layout(struct random_layout *l)
+{
+	size_t n = 0;
+	put_set(l, &n, TENSOR, l->tensor);
+	put_set(l, &n, PIPELINE, l->pipeline);
+	put_set(l, &n, CHUNKS, l->chunks);
+	put_set(l, &n, "model.num_layers", l->layers);
+	put_set(l, &n, "model.num_attention_heads", l->heads);
+	put_set(l, &n, "model.num_query_groups", l->groups ? l->groups : l->heads);
+	put_set(l, &n, "model.ffn_hidden_size", l->ffn ? l->ffn : 240);
+	put_set(l, &n, "model.vocab_size", l->rows ? l->rows : 500);
+	put_set(l, &n, "model.make_vocab_size_divisible_by", 1);
+	put_set(l, &n, "model.seq_length", l->length);
+	put_set(l, &n, "train.micro_batch_size", l->micro);
+	put_set(l, &n, "train.global_batch_size", l->global);
+	put_set(l, &n, "parallel.num_layers_in_first_pipeline_stage", l->first);
+	put_set(l, &n, "parallel.num_layers_in_last_pipeline_stage", l->last);
+	put_set(l, &n, INSTANCES, l->instances);
+	if (l->sequence)
+		l->sets[n++] = "parallel.sequence_parallel=true";
+	if (l->count_embedding)
+		l->sets[n++] = "parallel.account_for_embedding_in_pipeline_split=true";
+	if (l->count_loss)
+		l->sets[n++] = "parallel.account_for_loss_in_pipeline_split=true";
+	if (l->schedule) {
+		snprintf(l->text[19], sizeof l->text[19], SCHEDULE "=%s", l->schedule);
+		l->sets[n++] = l->text[19];
+	}
+	l->sets[n] = NULL;
+}
+
+static bool schedule_fits(const struct random_layout *l, int64_t accumulation)
+{
+	bool interleaved = l->schedule ? !strcmp(l->schedule, "interleaved") : l->chunks > 1;
+	if (l->schedule && !strcmp(l->schedule, "zero_bubble") && l->pipeline == 1)
+		return false;
+	if (interleaved != (l->chunks > 1) || (interleaved && l->pipeline == 1))
+		return false;
+	return !interleaved || accumulation % l->pipeline == 0;
+}
+
+/* The stages alone are judged by stages_split, which test_pipeline proves. */
+static bool stages_fit(const struct random_layout *l)
+{
+	struct stages_spec spec = {l->layers,     (int)l->pipeline, (int)l->chunks, l->count_embedding,
+	                           l->count_loss, l->first,         l->last,        NULL};
+	struct stage stage[64];
+	struct err e = {0};
+	return l->pipeline == 1 || !stages_split(&spec, stage, &e);
+}
+
+static bool layout_fits(const struct random_layout *l)
+{
+	int64_t groups = l->groups ? l->groups : l->heads, ffn = l->ffn ? l->ffn : 240, t = l->tensor;
+	int64_t data = l->world / (t * l->pipeline);
+	if (data * t * l->pipeline != l->world || l->heads % groups)
+		return false;
+	if (l->heads % t || groups % t || ffn % t || (l->rows && l->rows < t))
+		return false;
+	if (l->sequence && l->micro * l->length % t)
+		return false;
+	int64_t global = l->global ? l->global : l->micro * data;
+	return global % (l->micro * data) == 0 && data % l->instances == 0 &&
+	       schedule_fits(l, global / (l->micro * data)) && stages_fit(l);
+}
+
+/* What an accepted layout says of itself is the whole model and the whole batch. */
+static void check_accepted(const struct random_layout *l, const struct config *c)
+{
+	const struct config_derived *d = &c->derived;
+	CHECK_INT(d->data_parallel_size * l->tensor * l->pipeline, l->world);
+	CHECK_INT(d->optimizer_shards * l->instances, d->data_parallel_size);
+	CHECK_INT(d->accumulation * l->micro * d->data_parallel_size, c->train.global_batch_size);
+	CHECK_INT(d->stages.n, l->pipeline > 1 ? l->pipeline * l->chunks : 0);
+	CHECK_INT(c->parallel.pipeline_schedule == PARALLEL_INTERLEAVED, l->chunks > 1);
+	int next = 0;
+	for (size_t v = 0; v < d->stages.n; v++) {
+		const char *line = d->stages.items[v], *layers = strstr(line, "layer");
+		int first, last;
+		char head[40];
+		snprintf(head, sizeof head,
+		         l->chunks > 1 ? "stage %d chunk %d: " : "stage %d: ", (int)(v % (size_t)l->pipeline),
+		         (int)(v / (size_t)l->pipeline));
+		CHECK(!strncmp(line, head, strlen(head)));
+		CHECK_INT(strstr(line, "embedding") != NULL, v == 0);
+		CHECK_INT(strstr(line, "loss") != NULL, v + 1 == d->stages.n);
+		int n = layers ? sscanf(layers + strcspn(layers, " "), "%d-%d", &first, &last) : 0;
+		if (n)
+			CHECK_INT(first, next);
+		next = n ? (n > 1 ? last : first) + 1 : next;
+	}
+	CHECK_INT(next, d->stages.n ? l->layers : 0);
+}
+
+/* A refusal with a single line: the values that it names as nearest are no longer blamed. Returns how many
+ * were tried. */
+static size_t try_nearest(struct random_layout *l, const char *text)
+{
+	static const char *const keys[] = {"model.num_attention_heads",
+	                                   "model.num_query_groups",
+	                                   "model.ffn_hidden_size",
+	                                   "model.seq_length",
+	                                   "train.global_batch_size",
+	                                   INSTANCES,
+	                                   TENSOR,
+	                                   CHUNKS};
+	const char *at = strstr(text, "; nearest: ");
+	size_t n = 0, tried = 0;
+	while (l->sets[n])
+		n++;
+	if (!at || strchr(text, '\n'))
+		return 0;
+	at += strlen("; nearest: ");
+	for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+		char blame[80], set[80];
+		int used = 0;
+		int64_t value;
+		snprintf(blame, sizeof blame, ": %s: ", keys[i]);
+		for (const char *p = at;
+		     strstr(text, blame) && sscanf(p, "%" SCNd64 "%n", &value, &used) == 1;) {
+			struct config c;
+			struct err e;
+			snprintf(set, sizeof set, "%s=%" PRId64, keys[i], value);
+			l->sets[n] = set;
+			bool gives_way =
+			        p[used] == ' ' && p[used + 1] == '('; /* another key must change too */
+			if (!gives_way && check_layout_of(&c, l->world, l->sets, &e) && strstr(e.text, blame))
+				test_failed(__FILE__, __LINE__, "%s\nbut with %s: %s", text, set, e.text);
+			if (!gives_way)
+				config_free(&c);
+			tried += !gives_way;
+			p += used;
+			p += strspn(p, ", or");
+		}
+	}
+	l->sets[n] = NULL;
+	return tried;
+}
+
+TEST(random_layouts_are_accepted_where_they_divide)
+{
+	size_t accepted = 0, refused = 0, tried = 0, interleaved = 0;
+	for (uint64_t seed = 0; seed < 4000; seed++) {
+		struct random_layout l;
+		struct config c;
+		struct err e;
+		draw_layout(&l, seed);
+		write_layout(&l);
+		int rc = check_layout_of(&c, l.world, l.sets, &e);
+		if (!rc != layout_fits(&l)) {
+			struct buf b = {0};
+			for (size_t i = 0; l.sets[i]; i++)
+				buf_printf(&b, " %s", l.sets[i]);
+			test_failed(__FILE__, __LINE__, "world %d%s: %s", l.world, b.data,
+			            rc ? e.text : "accepted");
+			buf_free(&b);
+		}
+		if (rc)
+			tried += try_nearest(&l, e.text);
+		else
+			check_accepted(&l, &c);
+		if (!rc && accepted % 8 == 0)
+			check_round_trip(&c);
+		accepted += !rc;
+		refused += rc != 0;
+		interleaved += !rc && l.chunks > 1;
+		config_free(&c);
+	}
+	CHECK(accepted > 250 && refused > 1000 && tried > 400 && interleaved > 20);
+}
+
+TEST(layouts_do_not_change_the_hash)
+{
+	static const struct {
+		int world;
+		const char *sets[6];
+	} rows[] = {
+	        {8, {NULL}},
+	        {2, {TENSOR "=2", "parallel.sequence_parallel=true", "comm_overlap.tp_comm_overlap=true"}},
+	        {4, {PIPELINE "=4", SCHEDULE "=zero_bubble"}},
+	        {4, {PIPELINE "=2", CHUNKS "=4", "train.micro_batch_size=2", INSTANCES "=2"}},
+	        {2, {PIPELINE "=2", PIPELINE_LAYOUT "=Et|t*7,L", "recompute.granularity=selective"}},
+	};
+	uint64_t h = 0;
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+		struct config c;
+		struct err e;
+		const char *sets[8] = {"train.global_batch_size=16"};
+		memcpy(sets + 1, rows[i].sets, sizeof rows[i].sets);
+		CHECK_INT(check_layout_of(&c, rows[i].world, sets, &e), 0);
+		h = i ? h : config_hash(&c);
+		CHECK(config_hash(&c) == h);
+		config_free(&c);
+	}
+}
+
 static uint64_t hash_with(const char *set)
 {
 	struct config c;
@@ -649,10 +1323,14 @@ TEST(hash_covers_what_defines_the_training)
 {
 	static const char *const same[] = {"run.dir=elsewhere",          "logger.log_interval=1",
 	                                   "checkpoint.save_interval=7", "dist.num_threads=2",
-	                                   "profiling.nan_hunt=true",    "optimizer.lr=0.0003"};
-	static const char *const other[] = {"optimizer.lr=0.00031", "model.num_layers=5",
-	                                    "rng.seed=1",           "dataset.shuffle=false",
-	                                    "mixed_precision=fp32", "train.global_batch_size=64"};
+	                                   "profiling.nan_hunt=true",    "optimizer.lr=0.0003",
+	                                   "train.micro_batch_size=2",   "ddp.zero_stage=3",
+	                                   "ddp.bucket_size=1000",       "ddp.overlap_grad_reduce=true",
+	                                   "recompute.granularity=full", "comm_overlap.tp_comm_overlap=true"};
+	static const char *const other[] = {
+	        "optimizer.lr=0.00031",         "model.num_layers=5",   "rng.seed=1",
+	        "dataset.shuffle=false",        "mixed_precision=fp32", "train.global_batch_size=64",
+	        "ddp.grad_reduce_in_fp32=false"};
 	uint64_t h = hash_with(NULL);
 	for (size_t i = 0; i < sizeof same / sizeof *same; i++)
 		CHECK(hash_with(same[i]) == h);

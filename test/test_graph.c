@@ -5,6 +5,7 @@
 #include "graph/rule.h"
 #include "kernels/kernels.h"
 #include "test/test.h"
+#include "train/pieces.h"
 #include "train/step.h"
 
 #include <stdlib.h>
@@ -28,9 +29,11 @@ WRAP(void *, realloc, (void *p, size_t n), p, n)
 WRAP(void *, aligned_alloc, (size_t alignment, size_t n), alignment, n)
 WRAP(int, posix_memalign, (void **p, size_t alignment, size_t n), p, alignment, n)
 
+#define CHEAP (1u << REPEAT_NORM | 1u << REPEAT_ACTIVATION)
+
 struct how {
 	bool fuse;
-	enum repeat repeat;
+	uint32_t repeats; /* bit set of enum repeat */
 	int32_t layers;
 	const char *extra, *more; /* further settings, or NULL */
 };
@@ -65,6 +68,24 @@ static bool open_config(struct config *c, const char *extra, const char *more, s
 	return good;
 }
 
+/* Initial values, rounded where weights are bf16. */
+static void fill_weights(struct bench *b)
+{
+	const struct model *m = &b->model;
+	for (size_t k = 0; k < m->n_param; k++)
+		for (int32_t i = 0; i < m->param[k].n_parts; i++) {
+			const struct part *part = &m->part[m->param[k].first_part + i];
+			int64_t n = part->extent[0] * part->extent[1],
+			        first = part->local_row * part->extent[1];
+			float *host = malloc((size_t)n * sizeof *host);
+			part_init(part, 11, host);
+			for (int64_t j = 0; j < n && m->spec.dtype == DT_bf16; j++)
+				((uint16_t *)host)[j] = bf16_from_f32(host[j]);
+			exec_upload_part(b->exec, m->param[k].value, first, n, host);
+			free(host);
+		}
+}
+
 static void fill_model(struct bench *b)
 {
 	const struct model *m = &b->model;
@@ -77,10 +98,11 @@ static void fill_model(struct bench *b)
 	exec_upload(b->exec, m->tokens, tokens);
 	exec_upload(b->exec, m->targets, targets);
 	exec_upload(b->exec, m->positions, positions);
-	exec_upload(b->exec, m->keys, (int64_t[]){5, 6});
+	if (m->keys != NONE)
+		exec_upload(b->exec, m->keys, (int64_t[]){5, 6});
 	exec_upload(b->exec, m->loss_scale, (float[]){1.0f / 32});
 	model_fill_constants(m, b->exec);
-	model_init(m, b->exec, 11);
+	fill_weights(b);
 }
 
 static bool open_model(struct bench *b, const struct how *how, const struct exec_options *options,
@@ -100,10 +122,10 @@ static bool open_model(struct bench *b, const struct how *how, const struct exec
 	                          .batch = 2,
 	                          .rows = 16};
 	model_build(&b->model, p, &spec, &b->e);
-	prog_backward(p, b->model.loss, b->model.loss_scale);
+	prog_backward(p, &(struct seed){b->model.loss, b->model.loss_scale}, 1);
 	if (how->fuse)
 		prog_fuse(p);
-	prog_recompute(p, how->repeat, how->layers);
+	prog_recompute(p, how->repeats, how->layers);
 	prog_plan(p);
 	if (prog_check(p) || !CHECK(!exec_create(&b->exec, p, backend, b->stream, options, &b->e))) {
 		test_failed(__FILE__, __LINE__, "%s", p->e.text);
@@ -122,10 +144,15 @@ static void close_model(struct bench *b)
 	config_free(&b->config);
 }
 
+static int run_segment(struct bench *b, uint32_t segments)
+{
+	return exec_run(b->exec, &(struct exec_part){.segments = segments, .first = true}, &b->e);
+}
+
 static void run_model(struct bench *b)
 {
-	CHECK(!exec_run(b->exec, SEG_FWD, true, &b->e));
-	CHECK(!exec_run(b->exec, SEG_BWD, true, &b->e));
+	CHECK(!run_segment(b, SEG_BIT(FWD)));
+	CHECK(!run_segment(b, SEG_BIT(BWD)));
 	if (b->e.code)
 		test_failed(__FILE__, __LINE__, "%s", b->e.text);
 }
@@ -223,10 +250,10 @@ static void check_recomputed(const struct how *how, int32_t layers, int64_t *sav
 TEST(recomputation_keeps_less_and_changes_no_bit)
 {
 	static const struct how nothing = {.fuse = true, .layers = -1},
-	                        cheap = {.fuse = true, .repeat = REPEAT_CHEAP, .layers = -1},
-	                        one = {.fuse = true, .repeat = REPEAT_LAYERS, .layers = 1},
-	                        two = {.fuse = true, .repeat = REPEAT_LAYERS, .layers = 2},
-	                        all = {.fuse = true, .repeat = REPEAT_LAYERS, .layers = -1};
+	                        cheap = {.fuse = true, .repeats = CHEAP, .layers = -1},
+	                        one = {.fuse = true, .repeats = 1u << REPEAT_LAYERS, .layers = 1},
+	                        two = {.fuse = true, .repeats = 1u << REPEAT_LAYERS, .layers = 2},
+	                        all = {.fuse = true, .repeats = 1u << REPEAT_LAYERS, .layers = -1};
 	int64_t saved[5] = {0};
 	double more[5] = {0};
 	check_recomputed(&nothing, 0, &saved[0], &more[0]);
@@ -242,14 +269,37 @@ TEST(recomputation_keeps_less_and_changes_no_bit)
 	CHECK_INT(saved[2] - saved[3], saved[3] - saved[4]);
 }
 
+/* Every set of modules: with one more it keeps less and computes more, but for gathers, of which one rank has
+ * none, and for what the feed-forward block covers. */
+TEST(every_module_may_be_recomputed)
+{
+	int64_t saved[1 << REPEAT_LAYERS];
+	double more[1 << REPEAT_LAYERS];
+	for (uint32_t set = 0; set < 1u << REPEAT_LAYERS; set++) {
+		struct how how = {
+		        .fuse = true, .repeats = set, .layers = -1, .extra = "model.qk_layernorm=true"};
+		check_recomputed(&how, 0, &saved[set], &more[set]);
+	}
+	for (uint32_t set = 0; set < 1u << REPEAT_LAYERS; set++)
+		for (int one = 0; one < REPEAT_LAYERS; one++) {
+			uint32_t part = set & ~(1u << one);
+			bool covered =
+			        one == REPEAT_GATHERS || (one == REPEAT_ACTIVATION && set >> REPEAT_MLP & 1);
+			if (part == set)
+				continue;
+			CHECK(covered ? saved[set] == saved[part] : saved[set] < saved[part]);
+			CHECK(covered ? more[set] == more[part] : more[set] > more[part]);
+		}
+}
+
 TEST(recomputation_repeats_the_dropout_it_made)
 {
 	static const struct how full = {.fuse = true,
-	                                .repeat = REPEAT_LAYERS,
+	                                .repeats = 1u << REPEAT_LAYERS,
 	                                .layers = -1,
 	                                .extra = "model.hidden_dropout=0.3"},
 	                        cheap = {.fuse = true,
-	                                 .repeat = REPEAT_CHEAP,
+	                                 .repeats = CHEAP,
 	                                 .layers = -1,
 	                                 .extra = "model.attention_dropout=0.3"};
 	int64_t saved;
@@ -348,8 +398,7 @@ TEST(the_hunt_names_the_first_node_that_is_not_finite)
 		struct bench b;
 		int32_t id = 0;
 		if (open_model(&b, &hows[i / 4], &options, &cpu_backend)) {
-			CHECK(!exec_run(b.exec, SEG_FWD, true, &b.e) &&
-			      !exec_run(b.exec, SEG_BWD, true, &b.e));
+			CHECK(!run_segment(&b, SEG_BIT(FWD)) && !run_segment(&b, SEG_BIT(BWD)));
 			const struct part *part = find_part(&b.model, cases[i % 4].parameter, &id);
 			MUST(part != NULL);
 			int64_t at = part->local_row * part->extent[1] + 5;
@@ -358,7 +407,7 @@ TEST(the_hunt_names_the_first_node_that_is_not_finite)
 				((uint16_t *)data)[at] = bf16_from_f32(NAN);
 			else
 				((float *)data)[at] = NAN;
-			CHECK_INT(exec_run(b.exec, SEG_FWD, true, &b.e), EXIT_DIVERGED);
+			CHECK_INT(run_segment(&b, SEG_BIT(FWD)), EXIT_DIVERGED);
 			CHECK_HAS(b.e.text, cases[i % 4].where);
 			CHECK_HAS(b.e.text, "fwd node");
 			CHECK_HAS(b.e.text, "is nan");
@@ -390,7 +439,7 @@ TEST(comparing_kernels_finds_the_wrong_one)
 		while (b.prog.node[i].op != OP_glu)
 			i++;
 		snprintf(node, sizeof node, "fwd node %zu, layer 0, glu (gpt.c:", i);
-		CHECK_INT(exec_run(b.exec, SEG_FWD, true, &b.e), EXIT_SELF_CHECK);
+		CHECK_INT(run_segment(&b, SEG_BIT(FWD)), EXIT_SELF_CHECK);
 		CHECK_HAS(b.e.text, node);
 		CHECK_HAS(b.e.text, "element 77 ");
 	}
@@ -408,7 +457,7 @@ TEST(a_trace_has_a_line_a_node)
 		fflush(stderr);
 		int terminal = dup(2);
 		MUST(freopen(path, "w", stderr) != NULL);
-		int rc = exec_run(b.exec, SEG_FWD, true, &b.e);
+		int rc = run_segment(&b, SEG_BIT(FWD));
 		fflush(stderr);
 		dup2(terminal, 2);
 		close(terminal);
@@ -442,7 +491,8 @@ static long allocations_of_steps(const char *extra, const struct backend *backen
 	if (!open_config(&c, extra, NULL, &e) || !CHECK(!backend->open(&at.stream, threads, &e)) ||
 	    !CHECK(!step_create(&s, &c, MODEL_TRAIN, &at, NULL, &e)))
 		return -1;
-	model_init(&s.program.model, s.exec, 1);
+	pieces_init(&s.program, s.exec, 1);
+	pieces_refresh_masters(&s.program, s.exec);
 	for (int i = 0; i < 4; i++) {
 		if (i == 1)
 			before = allocations;

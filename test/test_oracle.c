@@ -5,6 +5,7 @@
 #include "base/rng.h"
 #include "kernels/kernels.h"
 #include "test/test.h"
+#include "train/pieces.h"
 #include "train/step.h"
 
 #include <stdlib.h>
@@ -292,32 +293,30 @@ static void compare_part(const struct part *p, const float *mine, const struct m
 
 static void set_weights(struct step *s)
 {
-	const struct model *m = &s->program.model;
-	for (size_t k = 0; k < m->n_param; k++) {
-		float host[(H + 2 * G) * D * C];
-		for (int32_t i = 0; i < m->param[k].n_parts; i++) {
-			const struct part *p = &m->part[m->param[k].first_part + i];
-			struct matrix *hand = oracle_find(p->name);
-			MUST(hand != NULL);
-			for (int64_t j = 0; j < p->extent[0] * p->extent[1]; j++)
-				hand->w[j] = host[p->local_row * p->extent[1] + j] =
-				        (float)random_weight(p, j);
-		}
-		exec_upload(s->exec, m->param[k].value, host);
+	struct piece *list;
+	size_t n = pieces_list(&s->program, SHARD_PARAM, &list);
+	for (size_t i = 0; i < n; i++) {
+		float host[MOST];
+		struct matrix *hand = oracle_find(list[i].part->name);
+		MUST(hand != NULL && piece_count(&list[i]) <= MOST);
+		for (int64_t j = 0; j < piece_count(&list[i]); j++)
+			hand->w[j] = host[j] = (float)random_weight(list[i].part, j);
+		piece_write(&s->program, s->exec, &list[i], host);
 	}
+	free(list);
 }
 
 static void compare_gradients(struct step *s)
 {
-	const struct model *m = &s->program.model;
-	for (size_t k = 0; k < m->n_param; k++) {
-		float host[(H + 2 * G) * D * C];
-		exec_download(s->exec, s->program.state[k].grad, host);
-		for (int32_t i = 0; i < m->param[k].n_parts; i++) {
-			const struct part *p = &m->part[m->param[k].first_part + i];
-			compare_part(p, host + p->local_row * p->extent[1], oracle_find(p->name));
-		}
+	struct piece *list;
+	size_t n = pieces_list(&s->program, SHARD_GRAD, &list);
+	CHECK_INT(n, s->program.model.n_part);
+	for (size_t i = 0; i < n; i++) {
+		float host[MOST];
+		piece_read(&s->program, s->exec, &list[i], host);
+		compare_part(list[i].part, host, oracle_find(list[i].part->name));
 	}
+	free(list);
 }
 
 static void run_beside(const struct backend *backend)
@@ -408,8 +407,10 @@ static void upload_inputs(struct bench *b)
 	}
 	exec_upload(b->exec, m->tokens, tokens);
 	exec_upload(b->exec, m->targets, targets);
-	exec_upload(b->exec, m->positions, positions);
-	exec_upload(b->exec, m->keys, (int64_t[]){12345, 678910});
+	if (m->positions != NONE)
+		exec_upload(b->exec, m->positions, positions);
+	if (m->keys != NONE)
+		exec_upload(b->exec, m->keys, (int64_t[]){12345, 678910});
 	exec_upload(b->exec, m->loss_scale, (float[]){1});
 }
 
@@ -441,8 +442,9 @@ static bool open_bench(struct bench *b, const char *const *sets)
 	                          .rows = 8};
 	struct prog *p = &b->prog;
 	bool good = !model_build(&b->model, p, &spec, &e) &&
-	            !prog_backward(p, b->model.loss, b->model.loss_scale) && !prog_fuse(p) && !prog_plan(p) &&
-	            !prog_check(p) && !exec_create(&b->exec, p, &cpu_reference_backend, b->stream, NULL, &e);
+	            !prog_backward(p, &(struct seed){b->model.loss, b->model.loss_scale}, 1) &&
+	            !prog_fuse(p) && !prog_plan(p) && !prog_check(p) &&
+	            !exec_create(&b->exec, p, &cpu_reference_backend, b->stream, NULL, &e);
 	if (!good) {
 		test_failed(__FILE__, __LINE__, "%s%s", e.text, p->e.text);
 		return false;
@@ -462,11 +464,16 @@ static void close_bench(struct bench *b)
 	config_free(&b->config);
 }
 
-static double loss_of(struct bench *b)
+static bool run_segment(struct bench *b, uint32_t segments)
 {
 	struct err e = {0};
+	return CHECK(!exec_run(b->exec, &(struct exec_part){.segments = segments, .first = true}, &e));
+}
+
+static double loss_of(struct bench *b)
+{
 	double loss = NAN;
-	if (CHECK(!exec_run(b->exec, SEG_FWD, true, &e)))
+	if (run_segment(b, SEG_BIT(FWD)))
 		exec_download(b->exec, b->model.loss, &loss);
 	return loss;
 }
@@ -497,13 +504,12 @@ static void check_parameter(struct bench *b, const char *variant, size_t k, cons
 static void check_variant(const char *const *sets)
 {
 	struct bench b;
-	struct err e = {0};
 	int last = 0;
 	while (sets[last + 1])
 		last++;
 	if (open_bench(&b, sets)) {
 		CHECK(isfinite(loss_of(&b)));
-		CHECK(!exec_run(b.exec, SEG_BWD, true, &e));
+		run_segment(&b, SEG_BIT(BWD));
 		for (size_t k = 0; k < b.model.n_param; k++) {
 			int32_t id = b.prog.value[b.model.param[k].value].grad;
 			float *grad = malloc((size_t)value_bytes(&b.prog.value[id]));

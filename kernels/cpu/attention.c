@@ -94,8 +94,9 @@ void attention_drop(const struct attention *a, int64_t sample, int64_t head, int
 	if (!(p > 0) || !a->keys->data)
 		return;
 	uint64_t sample_key = (uint64_t)((const int64_t *)a->keys->data)[sample];
+	int64_t number = a->arg->attention.first_head + head;
 	for (int64_t t = query; t < query + BLOCK_QUERIES && t < a->length; t++, x += BLOCK_KEYS) {
-		uint64_t first = (uint64_t)((head * a->length + t) * a->length + key);
+		uint64_t first = (uint64_t)((number * a->length + t) * a->length + key);
 		mask_row(sample_key, a->arg->attention.salt, first, columns, p, mask);
 		multiply_row(columns, mask, x);
 	}

@@ -14,8 +14,10 @@
 #include "backend/backend.h"
 #include "base/err.h"
 
-/* On a leaf function without OpenMP regions. Helpers it uses must be CPU_INLINE to be compiled with it. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+/* On a leaf function without OpenMP regions. Helpers it uses must be CPU_INLINE to be compiled with it. The thread
+ * sanitizer is not up yet when the loader asks which clone to take. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+        !defined(__SANITIZE_THREAD__)
 #define CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CPU_CLONES

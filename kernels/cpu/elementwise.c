@@ -1,6 +1,8 @@
-/* add, activation, glu, dropout, square_sum and their gradients: blocks of CPU_BLOCK elements, computed in
- * f32. */
+/* add, bias_add, cast, accumulate, zero, activation, glu, dropout, square_sum and their gradients: blocks of
+ * CPU_BLOCK elements, computed in f32. */
 #include "kernels/cpu/cpu.h"
+
+#include <string.h>
 
 #include "kernels/cpu/mask.h"
 #include "kernels/cpu/vmath.h"
@@ -52,6 +54,89 @@ int cpu_fast_add(struct stream *s, const union op_arg *arg, const struct tensor 
 	(void)arg, (void)e;
 	struct job j = {.in = in, .out = out};
 	cpu_parallel(s, tensor_count(&in[0]), GRAIN, add_part, &j);
+	return 0;
+}
+
+static void bias_add_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
+{
+	const struct job *j = job;
+	float x[CPU_BLOCK], y[CPU_BLOCK];
+	const float *bias =
+	        cpu_read(&j->in[1], 0, j->width, cpu_scratch(s, part, (size_t)j->width * sizeof *bias));
+	for (int64_t row = begin; row < end; row++)
+		for (int64_t c = 0; c < j->width; c += CPU_BLOCK) {
+			int64_t n = least(CPU_BLOCK, j->width - c), at = row * j->width + c;
+			float *to = cpu_place(&j->out[0], at, y);
+			add_row(cpu_read(&j->in[0], at, n, x), bias + c, to, n);
+			cpu_write(&j->out[0], at, n, to);
+		}
+}
+
+int cpu_fast_bias_add(struct stream *s, const union op_arg *arg, const struct tensor *in,
+                      const struct tensor *out, struct err *e)
+{
+	(void)arg, (void)e;
+	struct job j = {.in = in, .out = out, .width = tensor_row(&in[0])};
+	cpu_parallel(s, in[0].dim[0], row_grain(j.width), bias_add_part, &j);
+	return 0;
+}
+
+static void cast_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
+{
+	(void)s, (void)part;
+	const struct job *j = job;
+	const struct tensor *x = &j->in[0], *y = &j->out[0];
+	const int64_t n = end - begin, bytes = dtype_rows[x->dtype].bytes;
+	if (x->dtype == y->dtype)
+		memcpy((char *)y->data + begin * bytes, (const char *)x->data + begin * bytes,
+		       (size_t)(n * bytes));
+	else if (x->dtype == DT_bf16)
+		cpu_f32_from_bf16((const uint16_t *)x->data + begin, (float *)y->data + begin, n);
+	else
+		cpu_bf16_from_f32((const float *)x->data + begin, (uint16_t *)y->data + begin, n);
+}
+
+int cpu_fast_cast(struct stream *s, const union op_arg *arg, const struct tensor *in,
+                  const struct tensor *out, struct err *e)
+{
+	(void)arg, (void)e;
+	struct job j = {.in = in, .out = out};
+	cpu_parallel(s, tensor_count(&in[0]), GRAIN, cast_part, &j);
+	return 0;
+}
+
+static void accumulate_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
+{
+	(void)s, (void)part;
+	const struct job *j = job;
+	const float *x = (const float *)j->in[0].data + begin;
+	float *y = (float *)j->out[0].data + begin;
+	if (j->out[0].acc)
+		add_row(y, x, y, end - begin);
+	else
+		memcpy(y, x, (size_t)(end - begin) * sizeof *y);
+}
+
+int cpu_fast_accumulate(struct stream *s, const union op_arg *arg, const struct tensor *in,
+                        const struct tensor *out, struct err *e)
+{
+	(void)arg, (void)e;
+	struct job j = {.in = in, .out = out};
+	cpu_parallel(s, tensor_count(&in[0]), GRAIN, accumulate_part, &j);
+	return 0;
+}
+
+static void zero_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
+{
+	(void)s, (void)part;
+	memset((char *)job + begin, 0, (size_t)(end - begin));
+}
+
+int cpu_fast_zero(struct stream *s, const union op_arg *arg, const struct tensor *in,
+                  const struct tensor *out, struct err *e)
+{
+	(void)arg, (void)in, (void)e;
+	cpu_parallel(s, tensor_bytes(&out[0]), 1 << 18, zero_part, out[0].data);
 	return 0;
 }
 
@@ -217,12 +302,12 @@ CPU_CLONES static void mask_apply(const float *x, const float *mask, float *y, i
 static void dropout_row(const struct job *j, int64_t row)
 {
 	float x[CPU_BLOCK], y[CPU_BLOCK], mask[CPU_BLOCK];
-	int64_t length = j->arg->dropout.seq_length;
-	uint64_t key = (uint64_t)((const int64_t *)j->in[1].data)[row / length];
+	int64_t length = j->arg->dropout.seq_length, number = j->arg->dropout.first_row + row;
+	uint64_t key = (uint64_t)((const int64_t *)j->in[1].data)[number / length];
 	for (int64_t c = 0; c < j->width; c += CPU_BLOCK) {
 		int64_t n = least(CPU_BLOCK, j->width - c), at = row * j->width + c;
 		float *to = cpu_place(&j->out[0], at, y);
-		mask_row(key, j->arg->dropout.salt, (uint64_t)(row % length * j->width + c), n,
+		mask_row(key, j->arg->dropout.salt, (uint64_t)(number % length * j->width + c), n,
 		         j->arg->dropout.p, mask);
 		mask_apply(cpu_read(&j->in[0], at, n, x), mask, to, n);
 		cpu_write(&j->out[0], at, n, to);
@@ -272,8 +357,8 @@ static void square_sum_part(struct stream *s, void *job, int64_t begin, int64_t 
 int cpu_fast_square_sum(struct stream *s, const union op_arg *arg, const struct tensor *in,
                         const struct tensor *out, struct err *e)
 {
-	(void)arg, (void)e;
-	struct job j = {.in = in, .out = out, .count = tensor_count(&in[0])};
+	(void)e;
+	struct job j = {.in = in, .out = out, .count = arg->square_sum.counts ? tensor_count(&in[0]) : 0};
 	j.chunk = CPU_BLOCK * (j.count / (CPU_BLOCK * 512) + 1); /* at most 512 partial sums */
 	int64_t chunks = (j.count + j.chunk - 1) / j.chunk;
 	j.partial = cpu_scratch(s, CPU_SHARED, (size_t)(chunks + 1) * sizeof *j.partial);

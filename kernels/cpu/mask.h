@@ -2,8 +2,8 @@
  *
  * Element i of a sample with key k survives where word i % 4 of the philox block i / 4, drawn under
  * (key k, counter_lo = i / 4, counter_hi = salt), is at least mask_threshold(p). Survivors are multiplied by
- * mask_scale(p), in f32. dropout: i = (row in the sample) · C + column. attention: i = (head · T + query) · T
- * + key. Local. */
+ * mask_scale(p), in f32. dropout: i = (row in the sample) · C + column. attention: i = (head in the whole
+ * model · T + query) · T + key. Local. */
 #ifndef PENTAD_KERNELS_CPU_MASK_H
 #define PENTAD_KERNELS_CPU_MASK_H
 

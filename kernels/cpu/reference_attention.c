@@ -57,7 +57,8 @@ static double survival(const struct head *h, int64_t t, int64_t j)
 		return 1;
 	int64_t length = h->arg->attention.seq_length;
 	uint64_t key = (uint64_t)((const int64_t *)h->keys->data)[h->sample];
-	uint64_t i = ((uint64_t)h->index * (uint64_t)length + (uint64_t)t) * (uint64_t)length + (uint64_t)j;
+	int64_t head = h->arg->attention.first_head + h->index;
+	uint64_t i = (uint64_t)((head * length + t) * length + j);
 	return mask_survives(key, h->arg->attention.salt, i, mask_threshold(p)) ? mask_scale(p) : 0;
 }
 

@@ -1,6 +1,7 @@
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "kernels/cpu/mask.h"
 
@@ -11,6 +12,44 @@ int cpu_ref_add(struct stream *s, const union op_arg *arg, const struct tensor *
 	int64_t n = tensor_count(&in[0]);
 	for (int64_t i = 0; i < n; i++)
 		cpu_set(&out[0], i, cpu_get(&in[0], i) + cpu_get(&in[1], i));
+	return 0;
+}
+
+int cpu_ref_bias_add(struct stream *s, const union op_arg *arg, const struct tensor *in,
+                     const struct tensor *out, struct err *e)
+{
+	(void)s, (void)arg, (void)e;
+	int64_t n = tensor_count(&in[0]), width = tensor_row(&in[0]);
+	for (int64_t i = 0; i < n; i++)
+		cpu_set(&out[0], i, cpu_get(&in[0], i) + cpu_get(&in[1], i % width));
+	return 0;
+}
+
+int cpu_ref_cast(struct stream *s, const union op_arg *arg, const struct tensor *in, const struct tensor *out,
+                 struct err *e)
+{
+	(void)s, (void)arg, (void)e;
+	int64_t n = tensor_count(&in[0]);
+	for (int64_t i = 0; i < n; i++)
+		cpu_set(&out[0], i, cpu_get(&in[0], i));
+	return 0;
+}
+
+int cpu_ref_accumulate(struct stream *s, const union op_arg *arg, const struct tensor *in,
+                       const struct tensor *out, struct err *e)
+{
+	(void)s, (void)arg, (void)e;
+	int64_t n = tensor_count(&in[0]);
+	for (int64_t i = 0; i < n; i++)
+		cpu_accumulate(&out[0], i, cpu_get(&in[0], i));
+	return 0;
+}
+
+int cpu_ref_zero(struct stream *s, const union op_arg *arg, const struct tensor *in, const struct tensor *out,
+                 struct err *e)
+{
+	(void)s, (void)arg, (void)in, (void)e;
+	memset(out[0].data, 0, (size_t)tensor_bytes(&out[0]));
 	return 0;
 }
 
@@ -136,11 +175,13 @@ int cpu_ref_dropout(struct stream *s, const union op_arg *arg, const struct tens
 	(void)s, (void)e;
 	uint32_t threshold = mask_threshold(arg->dropout.p);
 	double scale = mask_scale(arg->dropout.p);
-	int64_t sample = arg->dropout.seq_length * tensor_row(&in[0]), n = tensor_count(&in[0]);
+	int64_t width = tensor_row(&in[0]), sample = arg->dropout.seq_length * width,
+	        n = tensor_count(&in[0]);
+	int64_t first = arg->dropout.first_row * width;
 	const int64_t *keys = in[1].data;
 	for (int64_t i = 0; i < n; i++) {
-		uint64_t key = (uint64_t)keys[i / sample];
-		bool kept = mask_survives(key, arg->dropout.salt, (uint64_t)(i % sample), threshold);
+		uint64_t key = (uint64_t)keys[(first + i) / sample], at = (uint64_t)((first + i) % sample);
+		bool kept = mask_survives(key, arg->dropout.salt, at, threshold);
 		cpu_set(&out[0], i, kept ? cpu_get(&in[0], i) * scale : 0);
 	}
 	return 0;
@@ -149,8 +190,8 @@ int cpu_ref_dropout(struct stream *s, const union op_arg *arg, const struct tens
 int cpu_ref_square_sum(struct stream *s, const union op_arg *arg, const struct tensor *in,
                        const struct tensor *out, struct err *e)
 {
-	(void)s, (void)arg, (void)e;
-	int64_t n = tensor_count(&in[0]);
+	(void)s, (void)e;
+	int64_t n = arg->square_sum.counts ? tensor_count(&in[0]) : 0;
 	double sum = 0;
 	for (int64_t i = 0; i < n; i++)
 		sum += cpu_get(&in[0], i) * cpu_get(&in[0], i);

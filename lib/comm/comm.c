@@ -327,6 +327,11 @@ int comm_irecv(struct comm *c, void *data, size_t count, enum dtype dtype, int p
 	return message(c, false, data, count, dtype, peer, tag, r, e);
 }
 
+bool comm_progress(struct comm *c)
+{
+	return c->link->ops->progress && c->link->ops->progress(c->link);
+}
+
 int comm_send(struct comm *c, const void *data, size_t count, enum dtype dtype, int peer, int tag,
               struct err *e)
 {

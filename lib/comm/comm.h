@@ -131,6 +131,9 @@ int comm_irecv(struct comm *c, void *data, size_t count, enum dtype dtype, int p
 /* Until all n requests of one comm are done. On error none is in flight any more, or the job is gone. Local.
  */
 int comm_wait(struct comm_request *r, size_t n, struct err *e);
+/* Lets messages that were begun go on: a large one over a network needs its sender's hand while it passes.
+ * false where nothing moved. Local. */
+bool comm_progress(struct comm *c);
 /* Start and wait. */
 int comm_send(struct comm *c, const void *data, size_t count, enum dtype dtype, int peer, int tag,
               struct err *e);

@@ -54,6 +54,9 @@ struct link_ops {
 	/* Makes progress, and gives the core away; returns within 100 ms. `round` counts calls without
 	 * success. */
 	void (*pause)(struct link *l, struct comm_request *r, unsigned round);
+	/* Progress of whatever is under way, without waiting; false where there was none. NULL where messages
+	 * need none. */
+	bool (*progress)(struct link *l);
 	/* After it the transport does not touch r or its buffer any more. */
 	void (*cancel)(struct link *l, struct comm_request *r);
 	/* Given the peers' cards. NULL where there is nothing to do. */

@@ -47,9 +47,12 @@ int mesh_init(struct mesh *m, int world, const struct mesh_sizes *sizes, struct 
 		const char *key;
 		int size;
 	} given[] = {
-	        {"tensor_model_parallel_size", sizes->tp},   {"context_parallel_size", sizes->cp},
-	        {"pipeline_model_parallel_size", sizes->pp}, {"expert_model_parallel_size", sizes->ep},
+	        {"tensor_model_parallel_size", sizes->tp},
+	        {"context_parallel_size", sizes->cp},
+	        {"pipeline_model_parallel_size", sizes->pp},
+	        {"expert_model_parallel_size", sizes->ep},
 	        {"expert_tensor_parallel_size", sizes->etp},
+	        {"num_distributed_optimizer_instances", sizes->rp},
 	};
 	for (size_t i = 0; i < sizeof given / sizeof *given; i++)
 		if (given[i].size < 0 || given[i].size > MAX_AXIS)
@@ -69,10 +72,16 @@ int mesh_init(struct mesh *m, int world, const struct mesh_sizes *sizes, struct 
 		        "%d ranks cannot be divided into etp %d · ep %d · pp %d = %lld: the number of "
 		        "ranks must be a multiple of it (expert data parallel = ranks / (etp · ep · pp))",
 		        world, etp, ep, pp, (long long)etp * ep * pp);
+	int rp = sizes->rp ? sizes->rp : 1;
+	if (dp % rp)
+		return err_set(e, EXIT_CONFIG,
+		               "data_parallel %d is not a multiple of num_distributed_optimizer_instances %d",
+		               dp, rp);
 	*m = (struct mesh){world,
 	                   {[AXIS_tp] = tp,
 	                    [AXIS_cp] = cp,
-	                    [AXIS_dp] = dp,
+	                    [AXIS_dp] = dp / rp,
+	                    [AXIS_rp] = rp,
 	                    [AXIS_etp] = etp,
 	                    [AXIS_ep] = ep,
 	                    [AXIS_edp] = edp,

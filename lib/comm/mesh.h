@@ -1,11 +1,13 @@
 /* The mesh: which rank stands where on the axes of parallelism, and who shares a group with whom.
  *
  * Two grids fold over the same ranks, so that dense layers and experts choose their layouts apart:
- *	dense   rank = tp_r + tp·(cp_r + cp·(dp_r + dp·pp_r))
+ *	dense   rank = tp_r + tp·(cp_r + cp·(dp_r + dp·(rp_r + rp·pp_r)))
  *	expert  rank = etp_r + etp·(ep_r + ep·(edp_r + edp·pp_r))
- * A group is "these axes free, the rest fixed"; its members are listed in ascending rank, which is the order
- * with the first axis fastest. The order of Megatron-LM (core/parallel_state.py, "tp-cp-ep-dp-pp").
- * Pure arithmetic: nothing here communicates. Local. Floor: comm. */
+ * Data-parallel ranks are dp · rp: rp replicas of dp ranks that share the optimizer's state (rp is 1 unless
+ *asked for), so the data-parallel group of Megatron-LM is dp-rp here, and edp covers both. A group is "these
+ *axes free, the rest fixed"; its members are listed in ascending rank, which is the order with the first axis
+ *fastest. The order of Megatron-LM (core/parallel_state.py, "tp-cp-ep-dp-pp"). Pure arithmetic: nothing here
+ *communicates. Local. Floor: comm. */
 #ifndef PENTAD_COMM_MESH_H
 #define PENTAD_COMM_MESH_H
 
@@ -18,6 +20,7 @@ enum mesh_grid { GRID_DENSE = 1, GRID_EXPERT = 2 };
 	X(tp, GRID_DENSE, "tensor: heads, hidden columns, vocabulary") \
 	X(cp, GRID_DENSE, "context: the sequence")                     \
 	X(dp, GRID_DENSE, "data: samples of the global batch")         \
+	X(rp, GRID_DENSE, "data: replicas of what dp shares out")      \
 	X(etp, GRID_EXPERT, "expert tensor: columns of each expert")   \
 	X(ep, GRID_EXPERT, "expert: whole experts")                    \
 	X(edp, GRID_EXPERT, "expert data: replicas of each expert")    \
@@ -30,7 +33,8 @@ enum mesh_axis {
 	        AXIS_COUNT
 };
 #define AXIS_BIT(name) (1u << AXIS_##name)
-#define AXES_DENSE (AXIS_BIT(tp) | AXIS_BIT(cp) | AXIS_BIT(dp) | AXIS_BIT(pp))
+#define AXES_DENSE (AXIS_BIT(tp) | AXIS_BIT(cp) | AXIS_BIT(dp) | AXIS_BIT(rp) | AXIS_BIT(pp))
+#define AXES_DATA (AXIS_BIT(dp) | AXIS_BIT(rp))
 #define AXES_EXPERT (AXIS_BIT(etp) | AXIS_BIT(ep) | AXIS_BIT(edp) | AXIS_BIT(pp))
 
 struct mesh {
@@ -40,7 +44,7 @@ struct mesh {
 
 /* What the configuration says; 0 = not said: 1, and for etp the value of tp. */
 struct mesh_sizes {
-	int tp, cp, pp, ep, etp;
+	int tp, cp, pp, ep, etp, rp;
 };
 
 /* Fills *m for `world` ranks. EXIT_CONFIG with the equation where the sizes do not divide the world. */

@@ -141,6 +141,14 @@ static void ucx_pause(struct link *base, struct comm_request *r, unsigned round)
 	}
 }
 
+static bool ucx_progress(struct link *base)
+{
+	bool any = false;
+	while (ucp_worker_progress(ucx_of(base)->worker))
+		any = true;
+	return any;
+}
+
 static void ucx_cancel(struct link *base, struct comm_request *r)
 {
 	struct ucx_link *l = ucx_of(base);
@@ -201,6 +209,7 @@ static const struct link_ops ucx_ops = {
         .recv = ucx_recv,
         .done = ucx_done,
         .pause = ucx_pause,
+        .progress = ucx_progress,
         .cancel = ucx_cancel,
         .connect = ucx_connect,
         .close = ucx_close,

@@ -10,25 +10,29 @@ static bool has_adjoint(const struct prog *p, const struct node *n)
 	return false;
 }
 
-int prog_backward(struct prog *p, int32_t loss, int32_t seed)
+int prog_backward(struct prog *p, const struct seed *seed, size_t n)
 {
-	if (p->e.code)
-		return p->e.code;
-	if (!p->value[loss].want_grad)
-		return err_set(&p->e, EXIT_INTERNAL, "program: the loss depends on no parameter");
 	size_t n_fwd = p->n_node;
+	for (size_t i = 0; i < n && !p->e.code; i++) {
+		if (!p->value[seed[i].value].want_grad)
+			return err_set(&p->e, EXIT_INTERNAL, "program: %s depends on no parameter",
+			               p->value[seed[i].value].name);
+		p->value[seed[i].value].grad = seed[i].adjoint;
+	}
 	p->segment = SEG_BWD;
-	p->value[loss].grad = seed;
 	for (size_t i = n_fwd; i-- > 0 && !p->e.code;) {
-		struct node n = p->node[i]; /* a copy: emitting moves the array */
-		if (!has_adjoint(p, &n))
+		struct node from = p->node[i]; /* a copy: emitting moves the array */
+		if (!has_adjoint(p, &from))
 			continue;
-		p->layer = n.layer;
-		if (!rules[n.op]->grad)
-			prog_refuse(p, &n, "this operation has no gradient");
+		p->layer = from.layer;
+		p->chunk = from.chunk;
+		p->block = from.block;
+		if (!rules[from.op]->grad)
+			prog_refuse(p, &from, "this operation has no gradient");
 		else
-			rules[n.op]->grad(p, n);
+			rules[from.op]->grad(p, from);
 	}
 	p->layer = -1;
+	p->chunk = p->block = 0;
 	return p->e.code;
 }

@@ -1,5 +1,5 @@
 #include "graph/exec.h"
-#include "comm/comm.h"
+#include "comm/queue.h"
 #include "graph/inspect.h"
 
 #include <stdlib.h>
@@ -21,6 +21,8 @@ struct exec {
 	struct call *call;
 	struct inspector *inspector; /* NULL where no debugging tool is on */
 	double seconds[OP_COUNT];
+	uint64_t *ticket; /* by node: of the collective that it posted last */
+	bool lost;        /* a collective failed */
 };
 
 static struct tensor bind(const struct exec *x, int32_t id)
@@ -34,6 +36,13 @@ static struct tensor bind(const struct exec *x, int32_t id)
 	return t;
 }
 
+/* Sums of the step are added to from the second micro-batch on; sums in temporary memory begin anew each
+ * time. */
+static bool lasts(const struct value *v)
+{
+	return v->region == R_GRAD || v->region == R_STAT;
+}
+
 static void bind_node(struct exec *x, size_t i)
 {
 	const struct node *n = &x->p->node[i];
@@ -42,11 +51,10 @@ static void bind_node(struct exec *x, size_t i)
 		c->in[k] = bind(x, n->in[k]);
 	for (int k = 0; k < op_rows[n->op].n_out; k++) {
 		const struct value *v = &x->p->value[n->out[k]];
+		bool begins = v->def == (int32_t)i;
 		c->out[k] = bind(x, n->out[k]);
-		bool accumulator =
-		        (v->region == R_GRAD || v->region == R_STAT) && !(op_rows[n->op].flags & COMM);
-		c->accumulates |= (uint8_t)(accumulator << k);
-		c->first_writer |= (uint8_t)((accumulator && v->def == (int32_t)i) << k);
+		c->accumulates |= (uint8_t)((v->sums && !(begins && !lasts(v))) << k);
+		c->first_writer |= (uint8_t)((v->sums && begins) << k);
 	}
 }
 
@@ -74,6 +82,7 @@ int exec_create(struct exec **out, const struct prog *program, const struct back
 			x->base[r] = backend->alloc(stream, (size_t)program->bytes[r]);
 	}
 	x->call = mem_array(program->n_node, sizeof *x->call);
+	x->ticket = mem_array(program->n_node, sizeof *x->ticket);
 	for (size_t i = 0; i < program->n_node; i++)
 		bind_node(x, i);
 	if (x->options.trace || x->options.nan_hunt || x->options.reference)
@@ -91,22 +100,71 @@ void exec_free(struct exec *x)
 			x->backend->free(x->stream, x->base[r]);
 	inspector_free(x->inspector);
 	free(x->call);
+	free(x->ticket);
 	free(x);
+}
+
+static int64_t slot_of(int64_t micro_batch, int32_t slots)
+{
+	return slots > 1 ? micro_batch % slots : 0;
+}
+
+/* How far the memory of this micro-batch lies from that of slot 0. */
+static int64_t shift(const struct prog *p, int region, int chunk, int64_t micro_batch)
+{
+	if (region == R_SAVED)
+		return slot_of(micro_batch, p->saved_slots[chunk]) * p->saved_stride[chunk];
+	if (region == R_BATCH)
+		return slot_of(micro_batch, p->batch_slots) * p->batch_stride;
+	return region == R_EDGE ? slot_of(micro_batch, p->edge_slots) * p->edge_stride : 0;
+}
+
+/* The chunk that a saved value belongs to. */
+static int chunk_of(const struct prog *p, const struct value *v)
+{
+	int32_t at = v->def != NONE ? v->def : v->last;
+	return at == NONE ? 0 : p->node[at].chunk;
+}
+
+void *exec_data_of(const struct exec *x, int32_t value, int64_t micro_batch)
+{
+	const struct value *v = &x->p->value[value];
+	return (char *)bind(x, value).data + shift(x->p, v->region, chunk_of(x->p, v), micro_batch);
 }
 
 void *exec_data(const struct exec *x, int32_t value)
 {
-	return bind(x, value).data;
+	return exec_data_of(x, value, 0);
+}
+
+void exec_upload_of(struct exec *x, int32_t value, int64_t micro_batch, const void *host)
+{
+	x->backend->upload(x->stream, exec_data_of(x, value, micro_batch), host,
+	                   (size_t)value_bytes(&x->p->value[value]));
 }
 
 void exec_upload(struct exec *x, int32_t value, const void *host)
 {
-	x->backend->upload(x->stream, exec_data(x, value), host, (size_t)value_bytes(&x->p->value[value]));
+	exec_upload_of(x, value, 0, host);
 }
 
 void exec_download(struct exec *x, int32_t value, void *host)
 {
 	x->backend->download(x->stream, host, exec_data(x, value), (size_t)value_bytes(&x->p->value[value]));
+}
+
+void exec_upload_part(struct exec *x, int32_t value, int64_t first, int64_t count, const void *host)
+{
+	int64_t size = dtype_rows[x->p->value[value].dtype].bytes;
+	x->backend->upload(x->stream, (char *)exec_data(x, value) + first * size, host,
+	                   (size_t)(count * size));
+}
+
+void exec_download_part(struct exec *x, int32_t value, int64_t first, int64_t count, void *host)
+{
+	int64_t size = dtype_rows[x->p->value[value].dtype].bytes;
+	x->backend->download(x->stream, host, (char *)exec_data(x, value) + first * size,
+	                     (size_t)(count * size));
 }
 
 int64_t exec_bytes(const struct exec *x)
@@ -124,43 +182,125 @@ void exec_take_times(struct exec *x, double *seconds)
 	memset(x->seconds, 0, sizeof x->seconds);
 }
 
-static int run_collective(struct exec *x, const struct node *n, struct call *c, struct err *e)
+/* Collectives on host memory; out has job->count elements */
+
+static int run_all_reduce(const struct comm_job *j, struct err *e)
 {
-	for (size_t i = 0; i < x->options.n_comm; i++) {
-		if (x->options.comm[i].axes != n->arg.comm.axes)
-			continue;
-		x->backend->wait(x->stream);
-		if (c->out[0].data != c->in[0].data)
-			memcpy(c->out[0].data, c->in[0].data, (size_t)tensor_bytes(&c->in[0]));
-		return comm_all_reduce(x->options.comm[i].comm, c->out[0].data,
-		                       (size_t)tensor_count(&c->out[0]), (enum dtype)c->out[0].dtype,
-		                       REDUCE_SUM, e);
-	}
-	return err_set(e, EXIT_INTERNAL, "no communicator was given for a collective (%s)", n->where);
+	if (j->out != j->in)
+		memcpy(j->out, j->in, j->count * dtype_rows[j->dtype].bytes);
+	return comm_all_reduce(j->comm, j->out, j->count, j->dtype, REDUCE_SUM, e);
 }
 
-static int run_node(struct exec *x, size_t i, bool first, struct err *e)
+static int run_all_gather(const struct comm_job *j, struct err *e)
+{
+	return comm_all_gather(j->comm, j->in, j->out, j->count / (size_t)j->comm->size, j->dtype, e);
+}
+
+static int run_reduce_scatter(const struct comm_job *j, struct err *e)
+{
+	return comm_reduce_scatter(j->comm, j->in, j->out, j->count, j->dtype, REDUCE_SUM, e);
+}
+
+static int run_share(const struct comm_job *j, struct err *e)
+{
+	size_t part = j->count / (size_t)j->comm->size;
+	const char *mine = (const char *)j->in + part * (size_t)j->comm->rank * dtype_rows[j->dtype].bytes;
+	return comm_all_gather(j->comm, mine, j->out, part, j->dtype, e);
+}
+
+typedef int collective_fn(const struct comm_job *job, struct err *e);
+static collective_fn *const collectives[OP_COUNT] = {
+        [OP_all_reduce] = run_all_reduce,
+        [OP_all_gather] = run_all_gather,
+        [OP_reduce_scatter] = run_reduce_scatter,
+        [OP_share] = run_share,
+};
+
+static struct comm *comm_over(const struct exec *x, uint32_t axes)
+{
+	for (size_t i = 0; i < x->options.n_comm; i++)
+		if (x->options.comm[i].axes == axes)
+			return x->options.comm[i].comm;
+	return NULL;
+}
+
+/* Tensors that are not only renamed: the collective is carried out, or (arg.begins) only begun. */
+static int run_collective(struct exec *x, size_t i, struct call *c, struct err *e)
 {
 	const struct node *n = &x->p->node[i];
-	struct call *c = &x->call[i];
-	for (int k = 0; k < OP_MAX_OUT; k++)
-		c->out[k].acc = (c->accumulates >> k & 1) && !(first && c->first_writer >> k & 1);
-	if (op_rows[n->op].flags & COMM)
-		return run_collective(x, n, c, e);
-	kernel_fn *kernel = x->backend->kernel[n->op];
-	if (!x->inspector)
-		return kernel(x->stream, &n->arg, c->in, c->out, e);
-	return inspector_run(x->inspector, kernel, i, c->in, c->out, &x->seconds[n->op], e);
+	const struct tensor *out = op_rows[n->op].n_out ? &c->out[0] : &c->in[0];
+	struct comm_job job = {.run = collectives[n->op],
+	                       .comm = comm_over(x, n->arg.comm.axes),
+	                       .in = c->in[0].data,
+	                       .out = out->data,
+	                       .count = (size_t)tensor_count(out),
+	                       .dtype = (enum dtype)out->dtype};
+	int rc;
+	if (!job.comm)
+		return err_set(e, EXIT_INTERNAL, "no communicator was given for a collective (%s)", n->where);
+	x->backend->wait(x->stream);
+	x->ticket[i] = comm_queue_post(x->options.queue, &job, &rc, e);
+	return rc || n->arg.comm.begins ? rc : comm_queue_wait(x->options.queue, x->ticket[i], e);
 }
 
-int exec_run(struct exec *x, enum segment segment, bool first, struct err *e)
+static int run_comm_node(struct exec *x, size_t i, struct call *c, struct err *e)
 {
-	for (size_t i = 0; i < x->p->n_node; i++) {
-		if (x->p->node[i].segment != segment)
-			continue;
-		int rc = run_node(x, i, first, e);
-		if (rc)
-			return rc;
+	const struct node *n = &x->p->node[i];
+	if (n->op == OP_wait)
+		return comm_queue_wait(x->options.queue, x->ticket[x->p->value[n->in[0]].def], e);
+	return op_rows[n->op].flags & ALIAS ? 0 : run_collective(x, i, c, e);
+}
+
+/* The node's tensors in the slots of this micro-batch. */
+static struct call call_of(const struct exec *x, size_t i, const struct exec_part *part)
+{
+	const struct node *n = &x->p->node[i];
+	struct call c = x->call[i];
+	for (int k = 0; k < op_rows[n->op].n_in; k++)
+		if (n->in[k] != NONE)
+			c.in[k].data = (char *)c.in[k].data +
+			               shift(x->p, x->p->value[n->in[k]].region, n->chunk, part->micro_batch);
+	for (int k = 0; k < op_rows[n->op].n_out; k++) {
+		c.out[k].data = (char *)c.out[k].data +
+		                shift(x->p, x->p->value[n->out[k]].region, n->chunk, part->micro_batch);
+		c.out[k].acc = (c.accumulates >> k & 1) && !(part->first && c.first_writer >> k & 1);
 	}
-	return 0;
+	return c;
+}
+
+static int run_node(struct exec *x, size_t i, const struct exec_part *part, struct err *e)
+{
+	const struct node *n = &x->p->node[i];
+	struct call c = call_of(x, i, part);
+	if (op_rows[n->op].flags & COMM)
+		return run_comm_node(x, i, &c, e);
+	kernel_fn *kernel = x->backend->kernel[n->op];
+	if (!x->inspector)
+		return kernel(x->stream, &n->arg, c.in, c.out, e);
+	return inspector_run(x->inspector, kernel, i, c.in, c.out, &x->seconds[n->op], e);
+}
+
+bool exec_is_lost(const struct exec *x)
+{
+	return x->lost;
+}
+
+/* A node that fails on one rank does not end the part: the others count on its collectives. */
+int exec_run(struct exec *x, const struct exec_part *part, struct err *e)
+{
+	int code = 0;
+	for (size_t i = 0; i < x->p->n_node; i++) {
+		const struct node *n = &x->p->node[i];
+		if (!(part->segments >> n->segment & 1) || n->chunk != part->chunk)
+			continue;
+		struct err here = {0};
+		int rc = run_node(x, i, part, &here);
+		if (rc && !code)
+			*e = here;
+		code = code ? code : rc;
+		x->lost |= rc && op_rows[n->op].flags & COMM;
+		if (x->lost)
+			return code;
+	}
+	return code;
 }

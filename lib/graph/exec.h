@@ -10,6 +10,7 @@
 #include "graph/prog.h"
 
 struct comm;
+struct comm_queue;
 struct exec;
 
 struct exec_comm {     /* which group carries a collective over these axes */
@@ -20,6 +21,7 @@ struct exec_comm {     /* which group carries a collective over these axes */
 struct exec_options {
 	const struct exec_comm *comm; /* not owned; must outlive the exec */
 	size_t n_comm;
+	struct comm_queue *queue;        /* not owned: carries out all collectives; NULL: at once */
 	bool trace;                      /* a line a node on standard error: time, size, root mean square */
 	bool nan_hunt;                   /* after each node, refuse non-finite outputs: EXIT_DIVERGED */
 	const struct backend *reference; /* compare with this device's kernels: EXIT_SELF_CHECK; or NULL */
@@ -31,14 +33,30 @@ struct exec_options {
 int exec_create(struct exec **out, const struct prog *program, const struct backend *backend,
                 struct stream *stream, const struct exec_options *options, struct err *e);
 void exec_free(struct exec *x);
-/* Where a value lies on the device; owned by the exec. */
+/* Where a value lies on the device, for a micro-batch (counted from 0 in the step; only regions with slots
+ * depend on it); owned by the exec. */
 void *exec_data(const struct exec *x, int32_t value);
+void *exec_data_of(const struct exec *x, int32_t value, int64_t micro_batch);
 /* Host to device and back, a whole value. */
 void exec_upload(struct exec *x, int32_t value, const void *host);
+void exec_upload_of(struct exec *x, int32_t value, int64_t micro_batch, const void *host);
 void exec_download(struct exec *x, int32_t value, void *host);
-/* Runs the nodes of a segment. first: accumulators (GRAD, STAT) are overwritten by their first writer instead
- * of added to. Collective over the groups of the segment's collectives. */
-int exec_run(struct exec *x, enum segment segment, bool first, struct err *e);
+/* Elements [first, first + count) of a value. */
+void exec_upload_part(struct exec *x, int32_t value, int64_t first, int64_t count, const void *host);
+void exec_download_part(struct exec *x, int32_t value, int64_t first, int64_t count, void *host);
+
+struct exec_part {         /* what to run */
+	uint32_t segments; /* bit set of enum segment */
+	int32_t chunk;     /* its nodes alone; NORM and STEP nodes belong to chunk 0 */
+	int64_t micro_batch;
+	bool first; /* accumulators (GRAD, STAT) are overwritten by their first writer instead of added to */
+};
+/* Runs the nodes of a part, in order. Where a kernel fails the rest still runs, since other ranks count on
+ * this one's collectives, and the first error is returned; a failed collective ends it at once. Collective
+ * over the groups of the part's collectives. */
+int exec_run(struct exec *x, const struct exec_part *part, struct err *e);
+/* A collective has failed: the other ranks cannot be reached any more. */
+bool exec_is_lost(const struct exec *x);
 /* Bytes allocated by this exec, for the comparison with the plan. */
 int64_t exec_bytes(const struct exec *x);
 /* Seconds spent per operation since the last call, seconds[OP_COUNT]; counted only under `trace`. */

@@ -4,34 +4,75 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGN_BYTES = 64 };
-
 struct hole {
 	int64_t at, length;
 };
 
-struct planner {
-	struct prog *p;
-	int32_t *last; /* by home: last reader of any value that lives there */
+struct heap { /* memory that is given and taken in the order of the nodes */
 	struct hole *hole;
 	size_t n_hole, cap_hole;
+	int64_t end; /* highest byte ever taken */
 };
 
-static int64_t aligned(int64_t bytes)
+struct planner {
+	struct prog *p;
+	int32_t *parent; /* by value: towards the value whose memory it uses */
+	int32_t *first;  /* by home: first writer of any value that lives there, */
+	int32_t *until;  /* last reader or writer */
+	struct heap temp, saved[PROG_MAX_CHUNKS];
+};
+
+static int32_t home_of(const struct planner *l, int32_t v)
 {
-	return (bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+	while (l->parent[v] != v)
+		v = l->parent[v];
+	return v;
+}
+
+/* Parts live in their packs, aliases in what they rename. offset_bytes counts from the home's start until the
+ * end of the planning. */
+static void set_homes(struct planner *l)
+{
+	struct prog *p = l->p;
+	for (size_t v = 0; v < p->n_value; v++) {
+		l->parent[v] = (int32_t)v;
+		l->first[v] = l->until[v] = NONE;
+		p->value[v].offset_bytes = 0;
+		for (int32_t w = (int32_t)v; p->value[w].of != NONE; w = p->value[w].of) {
+			p->value[v].offset_bytes += p->value[w].at_bytes;
+			l->parent[v] = p->value[w].of;
+		}
+	}
+	for (size_t i = 0; i < p->n_node; i++) {
+		const struct node *n = &p->node[i];
+		if (!(op_rows[n->op].flags & ALIAS))
+			continue;
+		l->parent[n->out[0]] = home_of(l, n->in[0]);
+		p->value[n->out[0]].offset_bytes = p->value[n->in[0]].offset_bytes;
+	}
+	for (size_t v = 0; v < p->n_value; v++) {
+		const struct value *x = &p->value[v];
+		int32_t home = home_of(l, (int32_t)v), end = x->last > x->def ? x->last : x->def;
+		if (end > l->until[home])
+			l->until[home] = end;
+		if (x->def != NONE && (l->first[home] == NONE || x->def < l->first[home]))
+			l->first[home] = x->def;
+	}
 }
 
 /* May output 0 of node i be written on top of its input k? */
-static bool may_share(const struct prog *p, const struct node *n, int32_t i, int k)
+static bool may_share(const struct planner *l, const struct node *n, int32_t i, int k)
 {
 	static const uint8_t flag[] = {IN_PLACE_0, IN_PLACE_1};
+	const struct prog *p = l->p;
 	if (!(op_rows[n->op].flags & flag[k]) || n->in[k] == NONE || n->in[k] == n->in[!k])
 		return false;
-	const struct value *in = &p->value[n->in[k]], *out = &p->value[n->out[0]];
+	int32_t from = home_of(l, n->in[k]);
+	const struct value *in = &p->value[from], *out = &p->value[n->out[0]];
 	bool own = in->region >= R_SAVED ||
 	           (op_rows[n->op].flags & COMM && (in->region == R_GRAD || in->region == R_STAT));
-	return own && in->last == i && value_bytes(in) == value_bytes(out) && out->home == n->out[0];
+	bool fresh = out->region == R_TEMP && l->parent[n->out[0]] == n->out[0] && out->def == i;
+	return own && fresh && l->until[from] == i && value_bytes(in) == value_bytes(out);
 }
 
 static void share_memory(struct planner *l)
@@ -40,35 +81,33 @@ static void share_memory(struct planner *l)
 	for (size_t i = 0; i < p->n_node; i++) {
 		const struct node *n = &p->node[i];
 		for (int k = 0; k < 2; k++) {
-			if (!may_share(p, n, (int32_t)i, k))
+			if (!may_share(l, n, (int32_t)i, k))
 				continue;
-			struct value *out = &p->value[n->out[0]];
-			out->home = p->value[n->in[k]].home;
-			out->region = p->value[out->home].region;
+			int32_t home = home_of(l, n->in[k]);
+			l->parent[n->out[0]] = home;
+			l->until[home] = l->until[n->out[0]];
 			break;
 		}
 	}
-	for (size_t v = 0; v < p->n_value; v++) {
-		int32_t home = p->value[v].home;
-		int32_t end = p->value[v].last == NONE ? p->value[v].def : p->value[v].last;
-		if (end > l->last[home])
-			l->last[home] = end;
-	}
 }
 
-/* What forward writes and backward reads is saved; what shares its memory goes along. */
+/* What one segment of a micro-batch writes and a later one reads is saved; what shares its memory goes along.
+ */
 static void choose_regions(struct planner *l)
 {
 	struct prog *p = l->p;
 	for (size_t v = 0; v < p->n_value; v++) {
 		struct value *x = &p->value[v];
-		if (x->home != (int32_t)v || x->region != R_TEMP || x->def == NONE || l->last[v] == NONE)
+		if (l->parent[v] != (int32_t)v || x->region != R_TEMP || l->first[v] == NONE)
 			continue;
-		if (p->node[x->def].segment == SEG_FWD && p->node[l->last[v]].segment != SEG_FWD)
+		int from = p->node[l->first[v]].segment, to = p->node[l->until[v]].segment;
+		if (from != to && to <= SEG_WGRAD)
 			x->region = R_SAVED;
 	}
-	for (size_t v = 0; v < p->n_value; v++)
+	for (size_t v = 0; v < p->n_value; v++) {
+		p->value[v].home = home_of(l, (int32_t)v);
 		p->value[v].region = p->value[p->value[v].home].region;
+	}
 }
 
 static void bump_regions(struct planner *l)
@@ -76,15 +115,15 @@ static void bump_regions(struct planner *l)
 	struct prog *p = l->p;
 	for (size_t v = 0; v < p->n_value; v++) {
 		struct value *x = &p->value[v];
-		if (x->region == R_TEMP || x->home != (int32_t)v)
+		if (x->region >= R_SAVED || x->home != (int32_t)v)
 			continue;
 		x->offset_bytes = p->bytes[x->region];
-		p->bytes[x->region] += aligned(value_bytes(x));
+		p->bytes[x->region] += prog_aligned(value_bytes(x));
 	}
 }
 
 /* Best fit among the holes; the last hole is endless. */
-static int64_t take(struct planner *l, int64_t need)
+static int64_t take(struct heap *l, int64_t need)
 {
 	size_t best = l->n_hole - 1;
 	for (size_t i = 0; i + 1 < l->n_hole; i++)
@@ -101,7 +140,7 @@ static int64_t take(struct planner *l, int64_t need)
 	return at;
 }
 
-static void give(struct planner *l, int64_t at, int64_t length)
+static void give(struct heap *l, int64_t at, int64_t length)
 {
 	size_t i = 0;
 	while (l->hole[i].at < at)
@@ -126,59 +165,143 @@ static void give(struct planner *l, int64_t at, int64_t length)
 	}
 }
 
-/* Values that die at node i, through any value that shares their memory; each home is given back once. */
+static struct heap *heap_of(struct planner *l, const struct value *v, int chunk)
+{
+	return v->region == R_TEMP ? &l->temp : v->region == R_SAVED ? &l->saved[chunk] : NULL;
+}
+
+static void settle(struct heap *h, struct value *v)
+{
+	int64_t length = prog_aligned(value_bytes(v));
+	v->offset_bytes = take(h, length);
+	if (v->offset_bytes + length > h->end)
+		h->end = v->offset_bytes + length;
+}
+
+/* Homes that die at node i, through any value that lives there; each is given back once. */
 static void release(struct planner *l, int32_t v, int32_t i)
 {
 	if (v == NONE)
 		return;
 	int32_t home = l->p->value[v].home;
-	if (l->p->value[home].region != R_TEMP || l->last[home] != i)
+	const struct value *x = &l->p->value[home];
+	struct heap *h = heap_of(l, x, l->p->node[i].chunk);
+	if (!h || l->until[home] != i)
 		return;
-	l->last[home] = NONE;
-	give(l, l->p->value[home].offset_bytes, aligned(value_bytes(&l->p->value[home])));
+	l->until[home] = NONE;
+	give(h, x->offset_bytes, prog_aligned(value_bytes(x)));
 }
 
-static void place_temporaries(struct planner *l)
+static void place_by_lifetime(struct planner *l)
 {
 	struct prog *p = l->p;
-	l->hole = mem_grow(NULL, 0, &l->cap_hole, sizeof *l->hole);
-	l->hole[l->n_hole++] = (struct hole){0, INT64_MAX / 2};
 	for (size_t i = 0; i < p->n_node; i++) {
 		const struct node *n = &p->node[i];
 		for (int k = 0; k < op_rows[n->op].n_out; k++) {
-			struct value *v = &p->value[n->out[k]];
-			if (v->region != R_TEMP || v->home != n->out[k] || v->def != (int32_t)i)
-				continue;
-			v->offset_bytes = take(l, aligned(value_bytes(v)));
-			int64_t end = v->offset_bytes + aligned(value_bytes(v));
-			if (end > p->bytes[R_TEMP])
-				p->bytes[R_TEMP] = end;
+			int32_t home = p->value[n->out[k]].home;
+			struct heap *h = heap_of(l, &p->value[home], n->chunk);
+			if (h && l->first[home] == (int32_t)i && !p->value[home].given) {
+				settle(h, &p->value[home]);
+				l->first[home] = NONE;
+			}
 		}
 		for (int k = 0; k < op_rows[n->op].n_in; k++)
 			release(l, n->in[k], (int32_t)i);
 		for (int k = 0; k < op_rows[n->op].n_out; k++)
 			release(l, n->out[k], (int32_t)i);
 	}
+}
+
+/* What another stage sends is there from the beginning of its chunk. */
+static void place_given(struct planner *l)
+{
+	for (size_t v = 0; v < l->p->n_value; v++) {
+		struct value *x = &l->p->value[v];
+		if (!x->given || x->region != R_SAVED || x->home != (int32_t)v)
+			continue;
+		ASSERT(l->until[v] != NONE);
+		settle(&l->saved[l->p->node[l->until[v]].chunk], x);
+	}
+}
+
+static int64_t at_least_one(int32_t slots)
+{
+	return slots > 1 ? slots : 1;
+}
+
+static void multiply_slots(struct planner *l)
+{
+	struct prog *p = l->p;
+	p->bytes[R_TEMP] = l->temp.end;
+	p->batch_stride = p->bytes[R_BATCH];
+	p->bytes[R_BATCH] *= at_least_one(p->batch_slots);
+	p->edge_stride = p->bytes[R_EDGE];
+	p->bytes[R_EDGE] *= at_least_one(p->edge_slots);
+	for (int c = 0; c < PROG_MAX_CHUNKS; c++) {
+		p->saved_base[c] = p->bytes[R_SAVED];
+		p->saved_stride[c] = l->saved[c].end;
+		p->bytes[R_SAVED] += l->saved[c].end * at_least_one(p->saved_slots[c]);
+	}
+}
+
+/* From offsets within homes, and within chunks, to offsets within regions. */
+static void finish_offsets(struct planner *l, const int64_t *inside)
+{
+	struct prog *p = l->p;
+	for (size_t v = 0; v < p->n_value; v++) {
+		struct value *x = &p->value[v];
+		int32_t writer = l->p->value[x->home].given ? x->last : x->def;
+		if (x->home == (int32_t)v && x->region == R_SAVED && writer != NONE)
+			x->offset_bytes += p->saved_base[p->node[writer].chunk];
+	}
 	for (size_t v = 0; v < p->n_value; v++)
-		p->value[v].offset_bytes = p->value[p->value[v].home].offset_bytes;
+		if (p->value[v].home != (int32_t)v)
+			p->value[v].offset_bytes = p->value[p->value[v].home].offset_bytes + inside[v];
+}
+
+static void heap_open(struct heap *h)
+{
+	*h = (struct heap){.n_hole = 1};
+	h->hole = mem_grow(NULL, 0, &h->cap_hole, sizeof *h->hole);
+	h->hole[0] = (struct hole){0, INT64_MAX / 2};
+}
+
+static void plan_memory(struct planner *l)
+{
+	struct prog *p = l->p;
+	set_homes(l);
+	share_memory(l);
+	choose_regions(l);
+	int64_t *inside = mem_array(p->n_value, sizeof *inside);
+	for (size_t v = 0; v < p->n_value; v++)
+		inside[v] = p->value[v].offset_bytes;
+	bump_regions(l);
+	place_given(l);
+	place_by_lifetime(l);
+	multiply_slots(l);
+	finish_offsets(l, inside);
+	free(inside);
 }
 
 int prog_plan(struct prog *p)
 {
 	if (p->e.code)
 		return p->e.code;
-	struct planner l = {.p = p, .last = mem_array(p->n_value, sizeof *l.last)};
+	struct planner l = {.p = p,
+	                    .parent = mem_array(p->n_value, sizeof *l.parent),
+	                    .first = mem_array(p->n_value, sizeof *l.first),
+	                    .until = mem_array(p->n_value, sizeof *l.until)};
 	prog_refresh(p);
 	memset(p->bytes, 0, sizeof p->bytes);
-	for (size_t v = 0; v < p->n_value; v++) {
-		l.last[v] = NONE;
-		p->value[v].home = (int32_t)v;
-	}
-	share_memory(&l);
-	choose_regions(&l);
-	bump_regions(&l);
-	place_temporaries(&l);
-	free(l.last);
-	free(l.hole);
+	heap_open(&l.temp);
+	for (int c = 0; c < PROG_MAX_CHUNKS; c++)
+		heap_open(&l.saved[c]);
+	plan_memory(&l);
+	free(l.temp.hole);
+	for (int c = 0; c < PROG_MAX_CHUNKS; c++)
+		free(l.saved[c].hole);
+	free(l.parent);
+	free(l.first);
+	free(l.until);
 	return 0;
 }

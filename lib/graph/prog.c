@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { FLAT_COLUMNS = 32 };
+
 #define WORD(name, word) word,
 #define REGION_WORD(name, word, doc) word,
 const char *const place_names[PLACE_COUNT] = {PLACES(WORD)};
@@ -21,6 +23,54 @@ void prog_init(struct prog *p)
 	*p = (struct prog){.layer = -1};
 	for (int a = 0; a < AXIS_COUNT; a++)
 		p->axis_size[a] = 1;
+}
+
+int32_t prog_flat(struct prog *p, const char *name, enum region region, enum dtype dtype, int64_t count)
+{
+	bool rows = count > 0 && count % FLAT_COLUMNS == 0;
+	int64_t n = rows ? count / FLAT_COLUMNS : count;
+	ASSERT(n >= 0 && n <= INT32_MAX);
+	return prog_value(p, name, region, dtype, rows ? 2 : 1, (int32_t[]){(int32_t)n, FLAT_COLUMNS});
+}
+
+static struct value *part_of(struct prog *p, const char *name, int32_t of, enum region region,
+                             enum dtype dtype, int64_t count)
+{
+	int32_t id = prog_flat(p, name, region, dtype, count);
+	p->value[id].of = of;
+	return &p->value[id];
+}
+
+int32_t prog_view(struct prog *p, const char *name, int32_t of, int64_t first, int64_t count)
+{
+	struct value parent = p->value[of];
+	ASSERT(first >= 0 && first + count <= value_count(&parent));
+	struct value *v = part_of(p, name, of, (enum region)parent.region, (enum dtype)parent.dtype, count);
+	v->at_bytes = first * dtype_rows[parent.dtype].bytes;
+	memcpy(v->place, parent.place, sizeof v->place);
+	return (int32_t)(v - p->value);
+}
+
+static int64_t round_up(int64_t n, int64_t to)
+{
+	return (n + to - 1) / to * to;
+}
+
+int32_t prog_pack(struct prog *p, const char *name, const int32_t *member, size_t n, int64_t align,
+                  int64_t multiple)
+{
+	struct value first = p->value[member[0]];
+	int64_t size = dtype_rows[first.dtype].bytes, end = 0;
+	int32_t pack = (int32_t)p->n_value;
+	for (size_t i = 0; i < n; i++) {
+		struct value *v = &p->value[member[i]];
+		ASSERT(v->dtype == first.dtype && v->region == first.region && v->of == NONE);
+		v->of = pack;
+		v->at_bytes = end * size;
+		end += round_up(value_count(v), align);
+	}
+	part_of(p, name, NONE, (enum region)first.region, (enum dtype)first.dtype, round_up(end, multiple));
+	return pack;
 }
 
 void prog_free(struct prog *p)
@@ -55,9 +105,12 @@ int32_t prog_value(struct prog *p, const char *name, enum region region, enum dt
 	                    .dtype = (uint8_t)dtype,
 	                    .region = (uint8_t)region,
 	                    .want_grad = region == R_PARAM,
+	                    .weight = region == R_PARAM,
+	                    .sums = region == R_STAT,
 	                    .def = NONE,
 	                    .last = NONE,
 	                    .grad = NONE,
+	                    .of = NONE,
 	                    .home = id};
 	for (int k = 0; k < TENSOR_MAX_DIM; k++)
 		v->dim[k] = k < nd ? dim[k] : 1;
@@ -83,8 +136,9 @@ void prog_refuse(struct prog *p, const struct node *n, const char *why)
 static const char *apply_rules(struct prog *p, struct node *n)
 {
 	const char *why = rules[n->op]->shape(p, n);
+	/* A value of a pipeline is on one stage alone, so it has no placement along that axis. */
 	for (int a = 0; !why && a < AXIS_COUNT; a++)
-		if (p->axis_size[a] > 1)
+		if (p->axis_size[a] > 1 && a != AXIS_pp)
 			why = rules[n->op]->place(p, n, a);
 	return why;
 }
@@ -96,7 +150,7 @@ static const char *missing_input(const struct prog *p, const struct node *n)
 	for (int k = 0; k < row->n_in; k++)
 		if (n->in[k] != NONE && (size_t)n->in[k] >= p->n_value)
 			return "an input that does not exist";
-	return n->in[0] == NONE ? "its first input is missing" : NULL;
+	return row->n_in && n->in[0] == NONE ? "its first input is missing" : NULL;
 }
 
 int32_t prog_emit(struct prog *p, enum op op, const union op_arg *arg, const char *where, const int32_t *in,
@@ -104,7 +158,12 @@ int32_t prog_emit(struct prog *p, enum op op, const union op_arg *arg, const cha
 {
 	if (p->e.code)
 		return 0;
-	struct node n = {.op = (uint8_t)op, .segment = p->segment, .layer = p->layer, .where = where};
+	struct node n = {.op = (uint8_t)op,
+	                 .segment = p->segment,
+	                 .chunk = p->chunk,
+	                 .block = p->block,
+	                 .layer = p->layer,
+	                 .where = where};
 	ASSERT(n_in <= op_rows[op].n_in);
 	if (arg)
 		n.arg = *arg;
@@ -142,6 +201,24 @@ int32_t prog_out(const struct prog *p, int k)
 	return p->e.code ? 0 : p->node[p->n_node - 1].out[k];
 }
 
+/* A pack is written where its members are, and a member where its pack is. */
+static void refresh_parts(struct prog *p)
+{
+	for (size_t v = 0; v < p->n_value; v++) {
+		struct value *x = &p->value[v];
+		if (x->of != NONE && x->def == NONE)
+			x->def = p->value[x->of].def;
+	}
+	for (size_t v = 0; v < p->n_value; v++) {
+		const struct value *x = &p->value[v];
+		if (x->of == NONE || x->def == NONE)
+			continue;
+		struct value *pack = &p->value[x->of];
+		if (pack->def == NONE || x->def < pack->def)
+			pack->def = x->def;
+	}
+}
+
 void prog_refresh(struct prog *p)
 {
 	for (size_t v = 0; v < p->n_value; v++)
@@ -155,6 +232,31 @@ void prog_refresh(struct prog *p)
 			if (OUT(k)->def == NONE)
 				OUT(k)->def = (int32_t)i;
 	}
+	refresh_parts(p);
+}
+
+void prog_insert(struct prog *p, size_t first, const int32_t *before)
+{
+	size_t n_new = p->n_node - first, at = 0;
+	struct node *node = mem_array(p->n_node + 1, sizeof *node);
+	size_t *begin = mem_array(first + 2, sizeof *begin), *order = mem_array(n_new + 1, sizeof *order);
+	for (size_t k = 0; k < n_new; k++)
+		begin[before[k] + 1]++;
+	for (size_t i = 0; i <= first; i++)
+		begin[i + 1] += begin[i];
+	for (size_t k = 0; k < n_new; k++)
+		order[begin[before[k]]++] = k; /* begin[i] becomes the end of place i */
+	for (size_t i = 0, k = 0; i <= first; i++) {
+		while (k < begin[i])
+			node[at++] = p->node[first + order[k++]];
+		if (i < first)
+			node[at++] = p->node[i];
+	}
+	memcpy(p->node, node, p->n_node * sizeof *node);
+	free(node);
+	free(begin);
+	free(order);
+	prog_refresh(p);
 }
 
 static const char *check_order(const struct prog *p, const struct node *n, int32_t at)
@@ -162,11 +264,72 @@ static const char *check_order(const struct prog *p, const struct node *n, int32
 	for (int k = 0; k < op_rows[n->op].n_in; k++) {
 		if (!HAS(k))
 			continue;
-		bool outside = IN(k)->region <= R_STATE && IN(k)->def == NONE;
+		bool outside = (IN(k)->region <= R_BATCH || IN(k)->given) && IN(k)->def == NONE;
 		if (!outside && (IN(k)->def == NONE || IN(k)->def >= at))
 			return "reads a value before it is written";
 	}
 	return NULL;
+}
+
+/* The last node that adds to each sum, and to a pack of sums. */
+static int32_t *last_additions(const struct prog *p)
+{
+	int32_t *last = mem_array(p->n_value + 1, sizeof *last);
+	for (size_t i = 0; i < p->n_node; i++) {
+		const struct node *n = &p->node[i];
+		for (int k = 0; k < op_rows[n->op].n_out; k++) {
+			if (!OUT(k)->sums)
+				continue;
+			last[n->out[k]] = (int32_t)i;
+			if (OUT(k)->of != NONE)
+				last[OUT(k)->of] = (int32_t)i;
+		}
+	}
+	return last;
+}
+
+static const char *check_sums(const struct node *n, int32_t at, const int32_t *last_addition)
+{
+	for (int k = 0; k < op_rows[n->op].n_in; k++)
+		if (HAS(k) && last_addition[n->in[k]] > at)
+			return "reads a sum before it is complete";
+	return NULL;
+}
+
+/* Segments of different micro-batches take turns: a temporary does not outlive the run of its segment, and no
+ * activation goes from chunk to chunk but over an edge. */
+static const char *check_turns(const struct prog *p, const struct node *n)
+{
+	for (int k = 0; k < op_rows[n->op].n_in; k++) {
+		if (!HAS(k) || IN(k)->def == NONE)
+			continue;
+		const struct node *from = &p->node[IN(k)->def];
+		if (IN(k)->region == R_TEMP && from->segment != n->segment)
+			return "a temporary value outlives its segment";
+		if ((IN(k)->region == R_TEMP || IN(k)->region == R_SAVED) && from->chunk != n->chunk)
+			return "a value of another chunk";
+	}
+	return NULL;
+}
+
+/* Who lives where until when, for check_memory. */
+struct tenants {
+	int32_t *until; /* by home: last reader or writer of any value that lives there */
+	int32_t *live;
+	size_t n_live;
+};
+
+static struct tenants tenants_open(const struct prog *p)
+{
+	struct tenants t = {.until = mem_array(p->n_value + 1, sizeof *t.until),
+	                    .live = mem_array(p->n_value + OP_MAX_OUT, sizeof *t.live)};
+	for (size_t v = 0; v < p->n_value; v++) {
+		const struct value *x = &p->value[v];
+		int32_t end = x->last > x->def ? x->last : x->def;
+		if (end > t.until[x->home])
+			t.until[x->home] = end;
+	}
+	return t;
 }
 
 static bool overlap(const struct value *a, const struct value *b)
@@ -175,47 +338,62 @@ static bool overlap(const struct value *a, const struct value *b)
 	       b->offset_bytes < a->offset_bytes + value_bytes(a);
 }
 
-/* Walks the nodes with the set of live values of one region; a new one must not lie on a live one,
- * unless both have the same home. */
-static const char *check_memory(const struct prog *p, const struct node *n, int32_t at, int32_t *live,
-                                size_t *n_live)
+/* Bytes that one slot of the region may use; saved values of a chunk lie in the chunk's own range. */
+static int64_t region_end(const struct prog *p, const struct node *n, enum region region)
+{
+	return region == R_SAVED ? p->saved_base[n->chunk] + p->saved_stride[n->chunk] : p->bytes[region];
+}
+
+/* Walks the nodes with the set of live homes of temporary and saved memory; a new one must not lie on a live
+ * one. */
+static const char *check_memory(const struct prog *p, const struct node *n, int32_t at, struct tenants *t)
 {
 	size_t kept = 0;
-	for (size_t i = 0; i < *n_live; i++)
-		if (p->value[live[i]].last >= at)
-			live[kept++] = live[i];
-	*n_live = kept;
+	for (size_t i = 0; i < t->n_live; i++)
+		if (t->until[t->live[i]] >= at)
+			t->live[kept++] = t->live[i];
+	t->n_live = kept;
 	for (int k = 0; k < op_rows[n->op].n_out; k++) {
-		const struct value *v = OUT(k);
+		const struct value *v = OUT(k), *home = &p->value[v->home];
 		if (v->region != R_TEMP && v->region != R_SAVED)
 			continue;
-		if (v->offset_bytes < 0 || v->offset_bytes + value_bytes(v) > p->bytes[v->region])
+		if (v->offset_bytes < 0 ||
+		    v->offset_bytes + value_bytes(v) > region_end(p, n, (enum region)v->region))
 			return "an output lies outside its region";
-		for (size_t i = 0; i < *n_live; i++) {
-			const struct value *w = &p->value[live[i]];
-			if (w->region == v->region && w->home != v->home && overlap(v, w))
+		bool known = false;
+		for (size_t i = 0; i < t->n_live && !known; i++) {
+			const struct value *w = &p->value[t->live[i]];
+			known = t->live[i] == v->home;
+			if (!known && w->region == home->region && overlap(home, w))
 				return "an output lies on a value that is still read";
 		}
-		live[(*n_live)++] = n->out[k];
+		if (!known)
+			t->live[t->n_live++] = v->home;
 	}
 	return NULL;
 }
 
 int prog_check(struct prog *p)
 {
-	int32_t *live = mem_array(p->n_value + OP_MAX_OUT, sizeof *live);
-	size_t n_live = 0;
+	struct tenants t = tenants_open(p);
+	int32_t *last_addition = last_additions(p);
 	bool planned = p->bytes[R_PARAM] || p->bytes[R_TEMP];
 	for (size_t i = 0; i < p->n_node && !p->e.code; i++) {
 		struct node *n = &p->node[i];
 		const char *why = check_order(p, n, (int32_t)i);
 		if (!why)
+			why = check_sums(n, (int32_t)i, last_addition);
+		if (!why)
 			why = apply_rules(p, n);
 		if (!why && planned)
-			why = check_memory(p, n, (int32_t)i, live, &n_live);
+			why = check_turns(p, n);
+		if (!why && planned)
+			why = check_memory(p, n, (int32_t)i, &t);
 		if (why)
 			prog_refuse(p, n, why);
 	}
-	free(live);
+	free(last_addition);
+	free(t.until);
+	free(t.live);
 	return p->e.code;
 }

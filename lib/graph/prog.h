@@ -32,6 +32,8 @@ enum place {
 	X(INPUT, "input", "tokens, positions, keys, scales: written by the host")            \
 	X(STAT, "stat", "sums read by the host")                                             \
 	X(STATE, "state", "key-value caches")                                                \
+	X(BATCH, "batch", "inputs of one micro-batch, one slot each in flight")              \
+	X(EDGE, "edge", "activations and gradients on their way between stages")             \
 	X(SAVED, "saved", "activations kept for backward, one slot a micro-batch in flight") \
 	X(TEMP, "temp", "everything else, reused")
 enum region {
@@ -41,32 +43,50 @@ enum region {
 	        R_COUNT
 };
 
-#define SEGMENTS(X) X(FWD, "fwd") X(BWD, "bwd") X(REDUCE, "reduce") X(STEP, "step")
+/* FWD, BWD and WGRAD run once a micro-batch (WGRAD: what of backward gives weight gradients alone, where it
+ * is split off), REDUCE with the last BWD or WGRAD of its chunk, NORM and STEP once a step. */
+#define SEGMENTS(X) \
+	X(FWD, "fwd") X(BWD, "bwd") X(WGRAD, "wgrad") X(REDUCE, "reduce") X(NORM, "norm") X(STEP, "step")
 enum segment {
 #define SEGMENT_ROW(name, word) SEG_##name,
 	SEGMENTS(SEGMENT_ROW)
 #undef SEGMENT_ROW
 	        SEG_COUNT
 };
+#define SEG_BIT(name) (1u << SEG_##name)
 
 extern const char *const place_names[PLACE_COUNT], *const region_names[R_COUNT],
                                                            *const segment_names[SEG_COUNT];
 
 enum { NONE = -1 }; /* no value: an absent optional input */
+enum { PROG_MAX_CHUNKS = 64, PROG_ALIGN_BYTES = 64 };
+
+/* What part of a layer a node belongs to: recomputation is chosen by it. */
+#define BLOCKS(X) X(NONE, "") X(ATTENTION, "attention") X(MLP, "mlp")
+enum block {
+#define BLOCK_ROW(name, word) BLOCK_##name,
+	BLOCKS(BLOCK_ROW)
+#undef BLOCK_ROW
+};
 
 struct value { /* one tensor, written by one node; accumulators in GRAD and STAT by several */
 	const char *name;
 	int32_t dim[TENSOR_MAX_DIM]; /* this rank's share */
 	uint8_t nd, dtype, region, want_grad;
+	uint8_t sums;   /* an accumulator: each writer but the first adds */
+	uint8_t weight; /* a parameter, or a copy that was gathered */
+	uint8_t given;  /* filled from outside although its region is not: what another stage sent */
 	uint8_t place[AXIS_COUNT];
 	int32_t def, last;    /* first writer and last reader, node indices; NONE = outside */
 	int32_t grad;         /* the value that holds the adjoint, or NONE */
+	int32_t of;           /* the value this one is a part of (prog_pack, prog_view), or NONE */
+	int64_t at_bytes;     /* where in it */
 	int32_t home;         /* the value whose memory this one uses; itself where it has its own */
-	int64_t offset_bytes; /* from the region's base; set by prog_plan */
+	int64_t offset_bytes; /* from the region's base, in slot 0; set by prog_plan */
 };
 
-struct node { /* index order is execution order */
-	uint8_t op, segment;
+struct node { /* index order is execution order within a segment of a chunk */
+	uint8_t op, segment, chunk, block;
 	int32_t in[OP_MAX_IN], out[OP_MAX_OUT];
 	union op_arg arg;
 	int32_t layer;     /* -1 outside the layers */
@@ -80,10 +100,16 @@ struct prog {
 	struct value *value;
 	size_t n_value, cap_value;
 	int32_t axis_size[AXIS_COUNT]; /* ranks along each axis, at least 1 */
+	int32_t axis_rank[AXIS_COUNT]; /* this rank's place on each; never decides a shape */
 	int32_t layer;                 /* what the next nodes belong to */
-	uint8_t segment;
-	int64_t bytes[R_COUNT]; /* set by prog_plan: known before any device is touched */
-	struct err e;           /* the first refusal; e.code 0 = none */
+	uint8_t segment, chunk, block;
+	/* How many micro-batches are in flight; 0 counts as 1. Set before prog_plan. */
+	int32_t batch_slots, edge_slots, saved_slots[PROG_MAX_CHUNKS];
+	/* Set by prog_plan: known before any device is touched. */
+	int64_t bytes[R_COUNT];
+	int64_t batch_stride, edge_stride, saved_stride[PROG_MAX_CHUNKS]; /* bytes of one slot */
+	int64_t saved_base[PROG_MAX_CHUNKS];                              /* slot 0 of a chunk */
+	struct err e; /* the first refusal; e.code 0 = none */
 };
 
 #define HERE_(line) #line
@@ -106,6 +132,16 @@ void prog_free(struct prog *p);
 /* A value from outside: parameter, input, constant, state. Placed REPLICATED; see prog_place. */
 int32_t prog_value(struct prog *p, const char *name, enum region region, enum dtype dtype, int nd,
                    const int32_t *dim);
+/* `count` elements without a shape of their own: [count] or, where 32 divides it, [count/32,32], so that it
+ * may be longer than a dimension. */
+int32_t prog_flat(struct prog *p, const char *name, enum region region, enum dtype dtype, int64_t count);
+/* One flat value that holds the members side by side, each from a multiple of `align` elements
+ * on, its length a multiple of `multiple`: collectives and the optimizer work on packs, the layers on their
+ * members. The members are of one type and region and so far of nobody. */
+int32_t prog_pack(struct prog *p, const char *name, const int32_t *member, size_t n, int64_t align,
+                  int64_t multiple);
+/* Elements [first, first + count) of a value, as a flat value. */
+int32_t prog_view(struct prog *p, const char *name, int32_t of, int64_t first, int64_t count);
 /* Says how an outside value lies along an axis. Axes of one rank are always REPLICATED. */
 void prog_place(struct prog *p, int32_t value, enum mesh_axis axis, enum place place);
 int32_t prog_emit(struct prog *p, enum op op, const union op_arg *arg, const char *where, const int32_t *in,
@@ -114,22 +150,50 @@ int32_t prog_emit(struct prog *p, enum op op, const union op_arg *arg, const cha
 int32_t prog_out(const struct prog *p, int k);
 /* Records the first error; later ones are consequences. */
 void prog_refuse(struct prog *p, const struct node *n, const char *why);
+static inline int64_t prog_aligned(int64_t bytes)
+{
+	return (bytes + PROG_ALIGN_BYTES - 1) / PROG_ALIGN_BYTES * PROG_ALIGN_BYTES;
+}
 int64_t value_bytes(const struct value *v);
 int64_t value_count(const struct value *v);
 /* Recomputes def and last of every value after nodes were moved. */
 void prog_refresh(struct prog *p);
+/* Moves the nodes from `first` on, which a pass has appended, to their places: node first + k in front of
+ * what was node before[k], 0 <= before[k] <= first; those with one place keep their order. Refreshes. */
+void prog_insert(struct prog *p, size_t first, const int32_t *before);
 
 /* Passes. Each returns 0 or the code in p->e; each leaves a program that prog_check accepts. */
 
-/* Appends the adjoints of everything that `loss` depends on, in SEG_BWD; `seed` [1] f32 is the gradient of
- * the loss. Parameters (region PARAM) get f32 accumulators in GRAD. */
-int prog_backward(struct prog *p, int32_t loss, int32_t seed);
+/* Appends the adjoints of everything that the seeds' values depend on, in SEG_BWD. adjoint: the gradient that
+ * a value comes with: the scale [1] f32 of a loss, or what the next stage sends. Parameters (region PARAM)
+ * get f32 accumulators in GRAD; a given value that wants one finds its adjoint in value.grad. */
+struct seed {
+	int32_t value, adjoint;
+};
+int prog_backward(struct prog *p, const struct seed *seed, size_t n);
 /* Folds residual-gradient additions into the norm gradients that precede them. */
 int prog_fuse(struct prog *p);
-/* Keeps less and computes again, in the first `layers` layers (-1 = all): REPEAT_CHEAP operations, or whole
- * layers but for their inputs (Chen et al. 2016; Korthikanti et al. 2022). */
-enum repeat { REPEAT_NOTHING, REPEAT_CHEAP, REPEAT_LAYERS };
-int prog_recompute(struct prog *p, enum repeat what, int32_t layers);
+/* Computes again instead of keeping, in the first `layers` layers (-1 = all): the modules of the set, or
+ * whole layers but for their inputs (Chen et al. 2016; Korthikanti et al. 2022). */
+#define REPEATS(X)                                                                               \
+	X(GATHERS, "gathers", "what an all-gather of the sequence gave")                         \
+	X(CORE, "core_attn", "attention itself, rotary positions and query/key norms before it") \
+	X(NORM, "layernorm", "norms, dropout, biases")                                           \
+	X(ACTIVATION, "activation", "activations of the feed-forward block")                     \
+	X(MLP, "mlp", "the feed-forward block")                                                  \
+	X(LAYERS, "layers", "whole layers")
+enum repeat {
+#define REPEAT_ROW(name, word, doc) REPEAT_##name,
+	REPEATS(REPEAT_ROW)
+#undef REPEAT_ROW
+	        REPEAT_COUNT
+};
+int prog_recompute(struct prog *p, uint32_t repeats /* bit set of enum repeat */, int32_t layers);
+/* Moves the nodes of BWD that give nothing but weight gradients to WGRAD (Qi et al. 2023). */
+int prog_split_backward(struct prog *p);
+/* Lets the collectives of these segments (a bit set) run beside what follows, each waited for where its
+ * result is needed first; in BWD weight gradients are put there. */
+int prog_overlap(struct prog *p, uint32_t segments);
 /* Decides what is saved, what shares memory, and every offset; fills p->bytes. */
 int prog_plan(struct prog *p);
 /* The invariants: definitions precede uses, rules hold again, no two live values overlap. */

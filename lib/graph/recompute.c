@@ -3,6 +3,7 @@
  * memory cost"; selective: Korthikanti et al. 2022). */
 #include "graph/prog.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,28 +13,55 @@ struct again {
 	size_t n_old;
 	bool *repeat;  /* by value: may be computed again */
 	int32_t *twin; /* by value: its second computation, or itself */
+	int32_t first_layer[PROG_MAX_CHUNKS];
 };
 
-static bool op_allowed(const struct node *n, enum repeat what)
+#define BIT(name) (UINT64_C(1) << OP_##name)
+static_assert(OP_COUNT <= 64, "sets of operations are bit sets");
+
+/* Which nodes each choice takes: by operation, by block, or all of a layer. */
+static const struct {
+	uint64_t ops;
+	enum block block;
+	bool whole_layers;
+} choices[REPEAT_COUNT] = {
+        [REPEAT_GATHERS] = {BIT(all_gather), BLOCK_NONE, false},
+        [REPEAT_CORE] = {BIT(attention) | BIT(rope) | BIT(qk_norm), BLOCK_NONE, false},
+        [REPEAT_NORM] = {BIT(layernorm) | BIT(rmsnorm) | BIT(dropout) | BIT(bias_add) | BIT(fan_out),
+                         BLOCK_NONE, false},
+        [REPEAT_ACTIVATION] = {BIT(activation) | BIT(glu), BLOCK_NONE, false},
+        [REPEAT_MLP] = {0, BLOCK_MLP, false},
+        [REPEAT_LAYERS] = {~UINT64_C(0), BLOCK_NONE, true},
+};
+
+static bool is_chosen(const struct again *a, const struct node *n, uint32_t repeats, int32_t layers)
 {
-	int flags = op_rows[n->op].flags;
-	if (flags & (COMM | UPDATES))
+	if (op_rows[n->op].flags & UPDATES)
 		return false;
-	return what == REPEAT_LAYERS || flags & CHEAP;
+	for (int r = 0; r < REPEAT_COUNT; r++) {
+		bool here = n->layer >= 0 && (layers < 0 || n->layer < a->first_layer[n->chunk] + layers);
+		bool takes =
+		        choices[r].ops >> n->op & 1 || (choices[r].block && choices[r].block == n->block);
+		if (repeats >> r & 1 && takes && (here || !choices[r].whole_layers))
+			return true;
+	}
+	return false;
 }
 
-/* Marks outputs of allowed nodes; under full recomputation a value that another layer reads is a layer's
- * input and is kept. */
-static void mark_repeatable(struct again *a, enum repeat what, int32_t layers)
+static void find_first_layers(struct again *a)
 {
+	for (int c = 0; c < PROG_MAX_CHUNKS; c++)
+		a->first_layer[c] = INT32_MAX / 2;
 	for (size_t i = 0; i < a->n_old; i++) {
 		const struct node *n = &a->old[i];
-		bool in_range = n->layer >= 0 && (layers < 0 || n->layer < layers);
-		if (n->segment != SEG_FWD || !in_range || !op_allowed(n, what))
-			continue;
-		for (int k = 0; k < op_rows[n->op].n_out; k++)
-			a->repeat[n->out[k]] = true;
+		if (n->layer >= 0 && n->layer < a->first_layer[n->chunk])
+			a->first_layer[n->chunk] = n->layer;
 	}
+}
+
+/* What another layer reads is a layer's input and is kept. */
+static void keep_layer_inputs(struct again *a)
+{
 	for (size_t i = 0; i < a->n_old; i++) {
 		const struct node *n = &a->old[i];
 		for (int k = 0; k < op_rows[n->op].n_in; k++) {
@@ -44,6 +72,17 @@ static void mark_repeatable(struct again *a, enum repeat what, int32_t layers)
 				a->repeat[n->in[k]] = false;
 		}
 	}
+}
+
+static void mark_repeatable(struct again *a, uint32_t repeats, int32_t layers)
+{
+	find_first_layers(a);
+	for (size_t i = 0; i < a->n_old; i++) {
+		const struct node *n = &a->old[i];
+		for (int k = 0; k < op_rows[n->op].n_out && n->segment == SEG_FWD; k++)
+			a->repeat[n->out[k]] = is_chosen(a, n, repeats, layers);
+	}
+	keep_layer_inputs(a);
 	/* A node is repeated whole: one kept output keeps them all. */
 	for (size_t i = 0; i < a->n_old; i++) {
 		const struct node *n = &a->old[i];
@@ -80,9 +119,9 @@ static int32_t compute_again(struct again *a, int32_t v)
 	return a->twin[v];
 }
 
-int prog_recompute(struct prog *p, enum repeat what, int32_t layers)
+int prog_recompute(struct prog *p, uint32_t repeats, int32_t layers)
 {
-	if (p->e.code || what == REPEAT_NOTHING)
+	if (p->e.code || !repeats)
 		return p->e.code;
 	prog_refresh(p);
 	size_t n_value = p->n_value;
@@ -94,7 +133,7 @@ int prog_recompute(struct prog *p, enum repeat what, int32_t layers)
 	                  .twin = mem_array(n_value, sizeof *a.twin)};
 	for (size_t v = 0; v < n_value; v++)
 		a.twin[v] = (int32_t)v;
-	mark_repeatable(&a, what, layers);
+	mark_repeatable(&a, repeats, layers);
 	p->node = NULL;
 	p->n_node = p->cap_node = 0;
 	for (size_t i = 0; i < a.n_old; i++) {

@@ -70,6 +70,7 @@ int32_t grad_accumulator(struct prog *p, int32_t parameter)
 	if (p->value[parameter].grad == NONE) {
 		struct value like = p->value[parameter];
 		int32_t g = prog_value(p, like.name, R_GRAD, DT_f32, like.nd, like.dim);
+		p->value[g].sums = 1;
 		p->value[parameter].grad = g;
 	}
 	return p->value[parameter].grad;
@@ -108,10 +109,11 @@ const char *rule_check_rows(const struct prog *p, const struct node *n, int axis
 		if (!HAS(k))
 			continue;
 		enum place at = rule_at(p, n->in[k], axis);
-		bool along = IN(k)->dim[0] == IN(0)->dim[0] && IN(k)->region >= R_SAVED;
-		if (IN(k)->region == R_INPUT ? at != samples : along && at != rows)
+		bool host = IN(k)->region == R_INPUT || IN(k)->region == R_BATCH;
+		bool along = !IN(k)->weight && IN(k)->dim[0] == IN(0)->dim[0] && IN(k)->region >= R_EDGE;
+		if (host ? at != samples : along && at != rows)
 			return "operands are placed differently";
-		if (!along && IN(k)->region != R_INPUT && at != PLACE_REPLICATED)
+		if (!along && !host && at != PLACE_REPLICATED)
 			return "a weight that is not replicated";
 	}
 	return NULL;

@@ -138,11 +138,24 @@ const struct rule rule_glu_bwd = {shape_glu_bwd, place_elementwise, NULL, cost_a
 
 static const char *shape_dropout(struct prog *p, struct node *n)
 {
-	int32_t length = n->arg.dropout.seq_length;
-	if (n->in[1] == NONE || IN(1)->dtype != DT_i64 || length < 1 ||
-	    IN(1)->dim[0] * length != IN(0)->dim[0])
+	int64_t length = n->arg.dropout.seq_length, end = n->arg.dropout.first_row + (int64_t)IN(0)->dim[0];
+	if (n->in[1] == NONE || IN(1)->dtype != DT_i64 || length < 1 || end > IN(1)->dim[0] * length)
 		return "needs one i64 key a sample";
 	return shape_same(p, n);
+}
+
+/* Rows are cut with their samples, or (sequence parallelism) within the samples, whose keys all ranks hold
+ * then.
+ */
+static const char *place_dropout(struct prog *p, struct node *n, int axis)
+{
+	enum place rows = rule_at(p, n->in[0], axis), keys = rule_at(p, n->in[1], axis);
+	bool within = n->arg.dropout.axes >> axis & 1;
+	if (rows != PLACE_REPLICATED && rows != PLACE_SHARD0)
+		return "it needs whole rows";
+	if (keys != (within ? PLACE_REPLICATED : rows) || (within && rows != PLACE_SHARD0))
+		return "rows and keys are placed differently";
+	return rule_place(p, n, 0, axis, rows);
 }
 
 static void grad_dropout(struct prog *p, struct node n)
@@ -150,4 +163,4 @@ static void grad_dropout(struct prog *p, struct node n)
 	grad_add(p, n.in[0], EMIT(p, dropout, &n.arg, grad_of(p, n.out[0]), n.in[1]));
 }
 
-const struct rule rule_dropout = {shape_dropout, place_rows, grad_dropout, cost_activation};
+const struct rule rule_dropout = {shape_dropout, place_dropout, grad_dropout, cost_activation};

@@ -131,6 +131,34 @@ static const char *place_bias_grad(struct prog *p, struct node *n, int axis)
 
 const struct rule rule_bias_grad = {shape_bias_grad, place_bias_grad, NULL, cost_light};
 
+/* bias_add: the bias of a product whose partial sums had to be added up first */
+
+static const char *shape_bias_add(struct prog *p, struct node *n)
+{
+	if (IN(0)->nd != 2 || !rule_is_vector(p, n->in[1], IN(0)->dim[1]))
+		return "the bias is not as long as a row";
+	return rule_out_like(p, n, 0, n->in[0]);
+}
+
+static const char *place_bias_add(struct prog *p, struct node *n, int axis)
+{
+	enum place rows = rule_at(p, n->in[0], axis);
+	if (rows == PLACE_PARTIAL)
+		return "a bias on partial sums would be added once per rank";
+	if (rule_at(p, n->in[1], axis) != (rows == PLACE_SHARD1 ? PLACE_SHARD0 : PLACE_REPLICATED))
+		return "the bias is not sharded as the rows are";
+	return rule_place(p, n, 0, axis, rows);
+}
+
+static void grad_bias_add(struct prog *p, struct node n)
+{
+	int32_t dy = grad_of(p, n.out[0]);
+	EMIT_INTO(p, bias_grad, NO_ARG, (int32_t[OP_MAX_OUT]){grad_accumulator(p, n.in[1])}, dy);
+	grad_add(p, n.in[0], dy);
+}
+
+const struct rule rule_bias_add = {shape_bias_add, place_bias_add, grad_bias_add, cost_light};
+
 /* embedding */
 
 static const char *shape_embedding(struct prog *p, struct node *n)
@@ -143,9 +171,10 @@ static const char *shape_embedding(struct prog *p, struct node *n)
 static const char *place_embedding(struct prog *p, struct node *n, int axis)
 {
 	enum place table = rule_at(p, n->in[0], axis), ids = rule_at(p, n->in[1], axis);
-	if (table == PLACE_REPLICATED && (ids == PLACE_REPLICATED || ids == PLACE_SHARD0))
+	bool cut = n->arg.embedding.axes >> axis & 1;
+	if (!cut && table == PLACE_REPLICATED && (ids == PLACE_REPLICATED || ids == PLACE_SHARD0))
 		return rule_place(p, n, 0, axis, ids);
-	if (table == PLACE_SHARD0 && ids == PLACE_REPLICATED)
+	if (cut && table == PLACE_SHARD0 && ids == PLACE_REPLICATED)
 		return rule_place(p, n, 0, axis, PLACE_PARTIAL);
 	return "table and ids are sharded in a way that looks nothing up";
 }
@@ -172,6 +201,9 @@ static const char *place_embedding_bwd(struct prog *p, struct node *n, int axis)
 	enum place dy = rule_at(p, n->in[0], axis), ids = rule_at(p, n->in[1], axis);
 	if (dy != ids || dy == PLACE_PARTIAL || dy == PLACE_SHARD1)
 		return "dy and ids are placed differently";
+	if (n->arg.embedding.axes >> axis & 1)
+		return dy == PLACE_REPLICATED ? rule_place(p, n, 0, axis, PLACE_SHARD0)
+		                              : "rows and table are cut by the same ranks";
 	return rule_place(p, n, 0, axis, dy == PLACE_SHARD0 ? PLACE_PARTIAL : PLACE_REPLICATED);
 }
 

@@ -1,15 +1,45 @@
-/* The loss, collectives, and the optimizer's operations. */
+/* The loss, and the operations of the optimizer on packs of gradients. */
 #include "graph/rule.h"
 
 /* cross_entropy */
+
+/* Each rank's columns of a row: what the others need to know of them is two numbers. */
+
+static const char *shape_logit_stats(struct prog *p, struct node *n)
+{
+	if (IN(0)->nd != 2 || n->in[1] == NONE || IN(1)->dtype != DT_i32 ||
+	    value_count(IN(1)) != IN(0)->dim[0])
+		return "needs one i32 target a row of logits";
+	return rule_out(p, n, 0, DT_f32, 2, (int32_t[]){IN(0)->dim[0], 2});
+}
+
+static const char *place_logit_stats(struct prog *p, struct node *n, int axis)
+{
+	enum place rows = rule_at(p, n->in[0], axis), targets = rule_at(p, n->in[1], axis);
+	bool cut = n->arg.cross_entropy.axes >> axis & 1;
+	if (cut)
+		return rows == PLACE_SHARD1 && targets == PLACE_REPLICATED
+		               ? rule_place(p, n, 0, axis, PLACE_SHARD0)
+		               : "the columns are not cut over this axis";
+	if (rows != targets || (rows != PLACE_REPLICATED && rows != PLACE_SHARD0))
+		return "logits and targets are placed differently";
+	return rule_place(p, n, 0, axis, rows);
+}
+
+/* No gradient of its own: cross_entropy's covers it. */
+const struct rule rule_logit_stats = {shape_logit_stats, place_logit_stats, NULL, cost_light};
 
 static const char *shape_cross_entropy(struct prog *p, struct node *n)
 {
 	if (IN(0)->nd != 2 || n->in[1] == NONE || IN(1)->dtype != DT_i32 ||
 	    value_count(IN(1)) != IN(0)->dim[0])
 		return "needs one i32 target a row of logits";
-	if (n->arg.cross_entropy.vocab_size < 1 || n->arg.cross_entropy.vocab_size > IN(0)->dim[1])
+	if (n->arg.cross_entropy.vocab_size < 1 ||
+	    (!HAS(2) && n->arg.cross_entropy.vocab_size > IN(0)->dim[1]))
 		return "vocab_size is not within the columns";
+	if (HAS(2) &&
+	    (IN(2)->dtype != DT_f32 || IN(2)->nd != 2 || IN(2)->dim[1] != 2 || IN(2)->dim[0] % IN(0)->dim[0]))
+		return "stats must be f32 [shards · N, 2]";
 	const char *why = rule_out_vector(p, n, 0, DT_f64, 1);
 	for (int k = 1; !why && k < 3; k++)
 		why = rule_out_vector(p, n, k, DT_f32, IN(0)->dim[0]);
@@ -18,11 +48,15 @@ static const char *shape_cross_entropy(struct prog *p, struct node *n)
 
 static const char *place_cross_entropy(struct prog *p, struct node *n, int axis)
 {
-	enum place rows = rule_at(p, n->in[0], axis);
-	if (rows != rule_at(p, n->in[1], axis))
-		return "logits and targets are placed differently";
+	enum place columns = rule_at(p, n->in[0], axis);
+	bool cut = n->arg.cross_entropy.axes >> axis & 1;
+	enum place rows = cut ? PLACE_REPLICATED : columns;
+	if (cut && (columns != PLACE_SHARD1 || !HAS(2)))
+		return "columns that are cut need the statistics of all ranks";
 	if (rows != PLACE_REPLICATED && rows != PLACE_SHARD0)
 		return "it needs whole rows of logits";
+	if (rows != rule_at(p, n->in[1], axis) || (HAS(2) && rows != rule_at(p, n->in[2], axis)))
+		return "logits, targets and statistics are placed differently";
 	const char *why = rule_place(p, n, 0, axis, rows == PLACE_SHARD0 ? PLACE_PARTIAL : PLACE_REPLICATED);
 	for (int k = 1; !why && k < 3; k++)
 		why = rule_place(p, n, k, axis, rows);
@@ -49,48 +83,19 @@ static const char *shape_cross_entropy_bwd(struct prog *p, struct node *n)
 
 static const char *place_cross_entropy_bwd(struct prog *p, struct node *n, int axis)
 {
-	enum place rows = rule_at(p, n->in[0], axis);
+	enum place columns = rule_at(p, n->in[0], axis);
+	enum place rows = n->arg.cross_entropy.axes >> axis & 1 ? PLACE_REPLICATED : columns;
 	if (rows != PLACE_REPLICATED && rows != PLACE_SHARD0)
 		return "it needs whole rows of logits";
 	if (rule_at(p, n->in[1], axis) != rows || rule_at(p, n->in[2], axis) != rows)
 		return "logits, targets and lse are placed differently";
 	if (rule_at(p, n->in[3], axis) != PLACE_REPLICATED)
 		return "the scale must be the same everywhere";
-	return rule_place(p, n, 0, axis, rows);
+	return rule_place(p, n, 0, axis, columns);
 }
 
 const struct rule rule_cross_entropy_bwd = {shape_cross_entropy_bwd, place_cross_entropy_bwd, NULL,
                                             cost_light};
-
-/* all_reduce */
-
-static const char *shape_all_reduce(struct prog *p, struct node *n)
-{
-	return rule_out_like(p, n, 0, n->in[0]);
-}
-
-static const char *place_all_reduce(struct prog *p, struct node *n, int axis)
-{
-	enum place at = rule_at(p, n->in[0], axis);
-	if (!(n->arg.comm.axes >> axis & 1))
-		return rule_place(p, n, 0, axis, at);
-	if (at != PLACE_PARTIAL)
-		return "nothing to add up: the operand holds no partial sums";
-	return rule_place(p, n, 0, axis, PLACE_REPLICATED);
-}
-
-/* A ring or a direct exchange sends 2 (n-1)/n of the bytes. */
-static struct cost cost_all_reduce(const struct prog *p, const struct node *n)
-{
-	struct cost c = {0};
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (n->arg.comm.axes >> a & 1)
-			c.wire_bytes[a] =
-			        2.0 * (p->axis_size[a] - 1) / p->axis_size[a] * (double)value_bytes(IN(0));
-	return c;
-}
-
-const struct rule rule_all_reduce = {shape_all_reduce, place_all_reduce, NULL, cost_all_reduce};
 
 /* optimizer */
 
@@ -99,12 +104,16 @@ static const char *shape_square_sum(struct prog *p, struct node *n)
 	return rule_out_vector(p, n, 0, DT_f64, 1);
 }
 
+/* Every element counts once: of equal copies only the one on the first rank of the axis does, so the sums are
+ * partial along every axis. */
 static const char *place_square_sum(struct prog *p, struct node *n, int axis)
 {
 	enum place at = rule_at(p, n->in[0], axis);
 	if (at == PLACE_PARTIAL)
 		return "the norm of partial sums: an all-reduce is missing";
-	return rule_place(p, n, 0, axis, at == PLACE_REPLICATED ? PLACE_REPLICATED : PLACE_PARTIAL);
+	if (at == PLACE_REPLICATED && p->axis_rank[axis] && n->arg.square_sum.counts)
+		return "the same elements are counted on several ranks";
+	return rule_place(p, n, 0, axis, PLACE_PARTIAL);
 }
 
 static struct cost cost_square_sum(const struct prog *p, const struct node *n)
@@ -114,6 +123,45 @@ static struct cost cost_square_sum(const struct prog *p, const struct node *n)
 }
 
 const struct rule rule_square_sum = {shape_square_sum, place_square_sum, NULL, cost_square_sum};
+
+/* cast, accumulate, zero */
+
+static const char *shape_cast(struct prog *p, struct node *n)
+{
+	struct value like = *IN(0);
+	bool known = n->arg.cast.dtype == DT_f32 || n->arg.cast.dtype == DT_bf16;
+	return known ? rule_out(p, n, 0, (enum dtype)n->arg.cast.dtype, like.nd, like.dim)
+	             : "casts are to f32 or bf16";
+}
+
+static struct cost cost_cast(const struct prog *p, const struct node *n)
+{
+	return cost_elementwise(p, n, 0);
+}
+
+const struct rule rule_cast = {shape_cast, place_linear_elementwise, NULL, cost_cast};
+
+static const char *shape_accumulate(struct prog *p, struct node *n)
+{
+	return rule_out_like(p, n, 0, n->in[0]);
+}
+
+const struct rule rule_accumulate = {shape_accumulate, place_linear_elementwise, NULL, cost_cast};
+
+static const char *shape_zero(struct prog *p, struct node *n)
+{
+	(void)p;
+	return n->out[0] == NONE ? "needs the value to clear" : NULL;
+}
+
+static const char *place_zero(struct prog *p, struct node *n, int axis)
+{
+	return rule_place(p, n, 0, axis, rule_at(p, n->out[0], axis));
+}
+
+const struct rule rule_zero = {shape_zero, place_zero, NULL, cost_cast};
+
+/* adamw */
 
 static const char *shape_adamw(struct prog *p, struct node *n)
 {

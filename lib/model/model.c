@@ -69,40 +69,23 @@ void part_init(const struct part *part, uint64_t seed, float *out)
 	}
 }
 
-static void upload_as(struct exec *x, const struct value *v, int32_t id, const float *host)
+int64_t model_count_parameters(const struct model_config *c, int64_t padded_vocab_size)
 {
-	int64_t n = value_count(v);
-	if (v->dtype == DT_f32) {
-		exec_upload(x, id, host);
-		return;
-	}
-	uint16_t *half = mem_array((size_t)n, sizeof *half);
-	for (int64_t i = 0; i < n; i++)
-		half[i] = bf16_from_f32(host[i]);
-	exec_upload(x, id, half);
-	free(half);
-}
-
-void model_init(const struct model *m, struct exec *x, uint64_t seed)
-{
-	for (size_t k = 0; k < m->n_param; k++) {
-		const struct param *q = &m->param[k];
-		const struct value *v = &m->prog->value[q->value];
-		float *host = mem_array((size_t)value_count(v), sizeof *host);
-		for (int32_t i = 0; i < q->n_parts; i++) {
-			const struct part *part = &m->part[q->first_part + i];
-			part_init(part, seed, host + part->local_row * part->extent[1]);
-		}
-		upload_as(x, v, q->value, host);
-		free(host);
-	}
-}
-
-int64_t model_count_parameters(const struct model *m)
-{
+	struct prog p;
+	struct model m;
+	struct err e = {0};
+	struct model_spec spec = {.config = c,
+	                          .padded_vocab_size = padded_vocab_size,
+	                          .use = MODEL_EVALUATE,
+	                          .batch = 1,
+	                          .rows = (int32_t)c->seq_length};
 	int64_t n = 0;
-	for (size_t k = 0; k < m->n_param; k++)
-		n += value_count(&m->prog->value[m->param[k].value]);
+	prog_init(&p);
+	if (!model_build(&m, &p, &spec, &e))
+		for (size_t i = 0; i < m.n_part; i++)
+			n += m.part[i].shape[0] * m.part[i].shape[1];
+	model_free(&m);
+	prog_free(&p);
 	return n;
 }
 

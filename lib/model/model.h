@@ -11,7 +11,8 @@
 
 enum init { INIT_NORMAL, INIT_ONE, INIT_ZERO };
 
-struct part { /* rows [local_row, local_row + extent[0]) of a parameter value = a box of a global tensor */
+struct part { /* rows [local_row, local_row + extent[0]) of a parameter value = a box of a global tensor; a
+	       * rank whose share of the vocabulary is all padding holds an empty one */
 	const char *name; /* "decoder.layers.7.attention.query.weight"; in the program's arena */
 	int nd;
 	int64_t shape[2], offset[2], extent[2];
@@ -20,10 +21,30 @@ struct part { /* rows [local_row, local_row + extent[0]) of a parameter value = 
 	double std;
 };
 
+/* A table that the first and the last stage of a pipeline both hold: its gradients are added up, and the
+ * first stage's counts and is saved. */
+enum tie { TIE_NONE, TIE_OWNER, TIE_COPY };
+
 struct param {
 	int32_t value;
 	int32_t first_part, n_parts; /* in model.part */
+	int32_t chunk, layer;        /* layer -1: embedding, final norm, output layer */
 	bool decay;                  /* two or more dimensions */
+	bool cut;                    /* over the tensor-parallel ranks */
+	uint32_t partial; /* mesh axes, data axes apart, along which its gradient comes as partial sums */
+	enum tie tie;
+};
+
+struct model_chunk { /* what one virtual pipeline stage holds */
+	int32_t first_layer, n_layers;
+	bool has_embedding, has_head; /* head: final norm, output layer, loss */
+};
+
+/* What crosses the borders of a chunk, [rows,C] values; NONE where it begins or ends the model. */
+struct model_edge {
+	int32_t in, out;     /* activations: from the stage before, to the next */
+	int32_t out_adjoint; /* the gradient of out, from the next stage; that of in is in value.grad after
+	                        backward */
 };
 
 enum model_use {
@@ -37,8 +58,12 @@ struct model_spec {
 	int64_t padded_vocab_size;
 	enum dtype dtype; /* of weights and activations */
 	enum model_use use;
-	int32_t batch; /* B: samples of this rank's micro-batch */
-	int32_t rows;  /* T: tokens a sample; under MODEL_GENERATE, rows a call */
+	int32_t batch;          /* B: samples of this rank's micro-batch */
+	int32_t rows;           /* T: tokens a sample; under MODEL_GENERATE, rows a call */
+	bool sequence_parallel; /* norms, dropout and residuals on the tensor-parallel rank's share of the
+	                           rows */
+	const struct model_chunk *chunk; /* [n_chunk] not owned; NULL: one chunk, the whole model */
+	int32_t n_chunk;
 };
 
 struct model {
@@ -48,8 +73,10 @@ struct model {
 	size_t n_param, cap_param;
 	struct part *part;
 	size_t n_part, cap_part;
-	/* Inputs, NONE where the use has none: i32 [N], i32 [N], i32 [N], i64 [B], f32 [1]. */
-	int32_t tokens, positions, targets, keys, loss_scale;
+	struct model_edge edge[PROG_MAX_CHUNKS];
+	/* Inputs, NONE where the use or the stage has none: i32 [N], i32 [N], i32 [N], i64 [B], f32 [1];
+	 * row_positions: those of the rank's share of the rows. */
+	int32_t tokens, positions, row_positions, targets, keys, loss_scale;
 	/* f64 [1], the sum over targets, accumulated over micro-batches; [N,V]; f32 [N]. */
 	int32_t loss, logits, row_loss;
 	int32_t rope_table; /* CONST f32 [P,R] */
@@ -60,12 +87,11 @@ int model_build(struct model *m, struct prog *prog, const struct model_spec *spe
 void model_free(struct model *m);
 /* Fills the CONST values. Local. */
 void model_fill_constants(const struct model *m, struct exec *x);
-/* Initial values by (seed, logical name, global index), the same under every layout. Local. */
-void model_init(const struct model *m, struct exec *x, uint64_t seed);
-/* The initial values of one part as f32, [extent[0], extent[1]], into out. Local. */
+/* The initial values of one part (or of any box of it) as f32, [extent[0], extent[1]], into out: a function
+ * of (seed, logical name, global index), so the same under every layout. Local. */
 void part_init(const struct part *part, uint64_t seed, float *out);
-/* Numbers of parameters: all, and those of the padded rows. Local. */
-int64_t model_count_parameters(const struct model *m);
+/* Parameters of the whole model, padded rows of the vocabulary among them. Local. */
+int64_t model_count_parameters(const struct model_config *c, int64_t padded_vocab_size);
 /* Floating-point operations of one training step of `tokens` tokens in samples of T, without recomputation:
  * Megatron-LM's num_floating_point_operations for dense models. Local. */
 double model_flops(const struct model_config *c, int64_t padded_vocab_size, double tokens);

@@ -14,7 +14,7 @@ enum dtype {
 	DT_COUNT
 };
 
-enum op_flag { IN_PLACE_0 = 1, IN_PLACE_1 = 2, CHEAP = 4, UPDATES = 8, COMM = 16 };
+enum op_flag { IN_PLACE_0 = 1, IN_PLACE_1 = 2, UPDATES = 4, COMM = 8, ALIAS = 16 };
 
 enum op {
 #define OP(name, n_in, n_out, flags, doc) OP_##name,
@@ -55,6 +55,7 @@ enum activation {
 union op_arg {
 	struct {
 		int32_t first_row; /* the table holds rows [first_row, first_row + V) of the whole */
+		uint32_t axes;     /* bit set of the mesh axes that cut the table */
 	} embedding;
 	struct {
 		float eps;
@@ -71,6 +72,7 @@ union op_arg {
 		float scale;    /* of q·k, before the softmax */
 		float dropout;  /* of the probabilities */
 		uint32_t salt;  /* tells this layer's mask from others' */
+		int32_t first_head; /* number of head 0 in the whole model: masks are numbered by it */
 	} attention;
 	struct {
 		int32_t kind; /* enum activation */
@@ -79,13 +81,24 @@ union op_arg {
 		float p;
 		uint32_t salt;
 		int32_t seq_length;
+		int32_t first_row; /* x holds rows [first_row, first_row + N) of the keys' samples */
+		uint32_t axes;     /* bit set of the mesh axes that cut the rows but not the keys */
 	} dropout;
 	struct {
-		int32_t vocab_size; /* columns that count */
+		int32_t vocab_size;   /* columns of the whole that count */
+		int32_t first_column; /* logits hold columns [first_column, first_column + V) of the whole */
+		uint32_t axes;        /* bit set of the mesh axes that cut the columns */
 	} cross_entropy;
 	struct {
-		uint32_t axes; /* bit set of mesh axes */
+		uint32_t axes;  /* bit set of mesh axes; one group */
+		int32_t begins; /* 1: it goes on by itself, until the `wait` on its result */
 	} comm;
+	struct {
+		int32_t counts; /* 0: another rank holds the same x and counts it, this one adds nothing */
+	} square_sum;
+	struct {
+		int32_t dtype; /* enum dtype of y */
+	} cast;
 	struct {
 		int32_t decay; /* 1: weight decay applies to this tensor */
 	} adamw;
@@ -109,7 +122,7 @@ enum hyper {
 
 /* Random masks of dropout and attention dropout: element i of a sample whose key is k survives where word
  * i % 4 of philox block i / 4 under (k, counter_hi = salt) is at least min(floor(p·2^32), 2^32 - 1). For
- * attention, i = (head·T + query)·T + key position. */
+ * attention, i = ((first_head + head)·T + query)·T + key position. */
 
 struct tensor {
 	void *data; /* contiguous, row-major, 64-byte-aligned; NULL = absent */

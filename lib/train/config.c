@@ -1,6 +1,7 @@
 #include "train/config.h"
 #include "base/err.h"
 #include "base/yaml.h"
+#include "graph/prog.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -41,6 +42,9 @@ static const struct option rows[] = {
 #define OPTION_GROUP recompute
 #include "train/keys/recompute.def"
 #undef OPTION_GROUP
+#define OPTION_GROUP comm_overlap
+#include "train/keys/comm_overlap.def"
+#undef OPTION_GROUP
 #define OPTION_GROUP dataset
 #include "train/keys/dataset.def"
 #undef OPTION_GROUP
@@ -78,9 +82,7 @@ static const struct option_group groups[] = {
 #define CONFIG_GROUP(name, shorthand, doc) {#name, doc, shorthand, NULL},
         TRAIN_GROUPS(CONFIG_GROUP)
 #undef CONFIG_GROUP
-                {"comm_overlap", "communication beside computation", NULL,
-                 "communication overlap is not built yet"},
-        {"peft", "adapters", NULL, "adapters are not built yet"},
+                {"peft", "adapters", NULL, "adapters are not built yet"},
 };
 
 static const struct option_alias aliases[] = {

@@ -58,6 +58,8 @@ OPTION_ENUM_DECLARE(device_choice, DEVICES)
 	X(TRANSPORT_UCX, "ucx", NULL)
 OPTION_ENUM_DECLARE(transport_choice, TRANSPORTS)
 
+enum { DDP_MAX_BUCKET_ELEMENTS = 1 << 30 };
+
 /* Group, the key that a scalar in place of the mapping sets ("mixed_precision: bf16"), doc. The structs, the
  * table and the YAML that is written follow this order. */
 #define TRAIN_GROUPS(X)                                                              \
@@ -69,6 +71,7 @@ OPTION_ENUM_DECLARE(transport_choice, TRANSPORTS)
 	X(scheduler, NULL, "the learning rate over time")                            \
 	X(mixed_precision, "mixed_precision.precision", "number formats")            \
 	X(recompute, NULL, "activations computed again in backward instead of kept") \
+	X(comm_overlap, NULL, "communication beside computation")                    \
 	X(dataset, NULL, "tokens to train on")                                       \
 	X(tokenizer, NULL, "text to tokens")                                         \
 	X(train, NULL, "batches and steps")                                          \
@@ -97,6 +100,9 @@ struct mixed_precision_config {
 };
 struct recompute_config {
 #include "train/keys/recompute.def"
+};
+struct comm_overlap_config {
+#include "train/keys/comm_overlap.def"
 };
 struct dataset_config {
 #include "train/keys/dataset.def"
@@ -131,9 +137,11 @@ struct profiling_config {
 struct config_derived {
 	int64_t world_size;
 	int64_t data_parallel_size; /* world / (tensor · context · pipeline) */
+	int64_t optimizer_shards;   /* data_parallel_size / ddp.num_distributed_optimizer_instances */
 	int64_t accumulation;       /* micro-batches of one rank in a step */
 	int64_t padded_vocab_size;  /* OPTION_NULL_INT while vocab_size is null */
 	double split[3];            /* training, validation, test; sums to 1 */
+	struct option_list stages;  /* of a pipeline, a line each: "stage 0 chunk 1: layers 4-5"; else none */
 	struct option_list notes;   /* given values that have no effect, a sentence each; for a warning */
 	struct option_list equations; /* "global_batch_size 32 = micro_batch_size 4 · data_parallel 2 · …" */
 };
@@ -181,7 +189,12 @@ bool config_is_given(const struct config *c, const char *key);
 
 /* Appends the resolved configuration as YAML, origins as comments; loads again to the same values. */
 void config_write_yaml(const struct config *c, struct buf *b);
-/* Fingerprint of all values that define the training: not the run folder, logging, checkpointing, device. */
+/* Fingerprint of all values that define the training: not the run folder, logging, checkpointing, device, nor
+ * the layout, under which numbers are the same within rounding and any checkpoint resumes. */
 uint64_t config_hash(const struct config *c);
+/* What recompute.granularity selective computes again: a bit set of enum repeat (graph/prog.h) out of
+ * REPEAT_CORE, REPEAT_NORM, REPEAT_ACTIVATION, REPEAT_MLP; 0 under the other granularities. After
+ * config_check. Local. */
+uint32_t config_recompute_modules(const struct config *c);
 
 #endif

@@ -91,7 +91,7 @@ static int open_program(struct generator *g, struct program *t, int32_t rows, st
 	struct exec_options options = {
 	        .share = g->chunk_exec,
 	        .share_regions = g->chunk_exec ? 1u << R_PARAM | 1u << R_CONST | 1u << R_STATE : 0};
-	int rc = program_build(t, g->config, MODEL_GENERATE, rows, e);
+	int rc = program_build(t, g->config, MODEL_GENERATE, rows, 0, e);
 	return rc ? rc : exec_create(x, &t->prog, backend, stream, &options, e);
 }
 
@@ -104,7 +104,7 @@ int generator_new(const struct config *c, const struct weights *w, const struct 
 	if (!rc)
 		rc = open_program(g, &g->single, 1, &g->single_exec, backend, stream, e);
 	if (!rc)
-		rc = state_load_weights(&g->chunk.model, g->chunk_exec, w, e);
+		rc = state_load_weights(&g->chunk, g->chunk_exec, w, e);
 	if (rc) {
 		generator_free(g);
 		return rc;
@@ -150,7 +150,7 @@ static int feed_rows(struct generator *g, struct program *t, struct exec *x, con
 	}
 	exec_upload(x, t->model.tokens, tokens);
 	exec_upload(x, t->model.positions, positions);
-	int rc = exec_run(x, SEG_FWD, true, e);
+	int rc = exec_run(x, &(struct exec_part){.segments = SEG_BIT(FWD), .first = true}, e);
 	if (rc)
 		return rc;
 	const struct value *v = &t->prog.value[t->model.logits];

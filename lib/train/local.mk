@@ -1,26 +1,31 @@
 noinst_LIBRARIES += libtrain.a
-libtrain_a_SOURCES = lib/train/config.c lib/train/config.h lib/train/check.c lib/train/rosetta.def \
-	lib/train/program.c lib/train/program.h lib/train/step.c lib/train/step.h lib/train/schedule.c lib/train/schedule.h \
+libtrain_a_SOURCES = lib/train/config.c lib/train/config.h lib/train/check.c lib/train/check.h \
+	lib/train/check_layout.c lib/train/rosetta.def \
+	lib/train/program.c lib/train/program.h lib/train/pieces.c lib/train/pieces.h \
+	lib/train/groups.c lib/train/groups.h lib/train/transfer.c lib/train/transfer.h lib/train/step.c lib/train/step.h lib/train/schedule.c lib/train/schedule.h \
 	lib/train/state.c lib/train/state.h lib/train/meter.c lib/train/meter.h lib/train/stop.c lib/train/stop.h \
 	lib/train/run.c lib/train/run.h lib/train/device.c lib/train/probe.c lib/train/probe.h \
-	lib/train/generate.c lib/train/generate.h
+	lib/train/generate.c lib/train/generate.h \
+	lib/train/verify.c lib/train/verify.h lib/train/verdict.c lib/train/verdict.h
 
 noinst_HEADERS += lib/train/keys/run.def lib/train/keys/ddp.def lib/train/keys/optimizer.def \
-	lib/train/keys/scheduler.def lib/train/keys/mixed_precision.def lib/train/keys/recompute.def \
+	lib/train/keys/scheduler.def lib/train/keys/mixed_precision.def lib/train/keys/recompute.def lib/train/keys/comm_overlap.def \
 	lib/train/keys/dataset.def lib/train/keys/tokenizer.def lib/train/keys/train.def lib/train/keys/validation.def \
 	lib/train/keys/checkpoint.def lib/train/keys/logger.def lib/train/keys/rng.def lib/train/keys/dist.def lib/train/keys/profiling.def
 
 check_PROGRAMS += test_config
 test_config_SOURCES = test/test_config.c apps/options.c
-test_config_LDADD = $(TEST_LIBS) libtrain.a libmodel.a libparallel.a $(BASE_LIBS)
+test_config_LDADD = $(TEST_LIBS) libtrain.a libmodel.a libparallel.a libgraph.a $(BASE_LIBS)
 
 check_PROGRAMS += test_golden
 test_golden_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS)
 test_golden_SOURCES = test/test_golden.c
 test_golden_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 
-check_PROGRAMS += test_schedule test_layout
+check_PROGRAMS += test_schedule test_layout test_verify
 test_schedule_SOURCES = test/test_schedule.c
 test_schedule_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 test_layout_SOURCES = test/test_layout.c
 test_layout_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
+test_verify_SOURCES = test/test_verify.c
+test_verify_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)

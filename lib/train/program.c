@@ -1,106 +1,259 @@
 #include "train/program.h"
+#include "parallel/stages.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+enum { EDGE_SLOTS = 2 }; /* a result is computed while the one before is on its way */
+
 static const enum dtype weight_types[] = {[PRECISION_FP32] = DT_f32, [PRECISION_BF16] = DT_bf16};
 
-static const enum repeat repeats[] = {[RECOMPUTE_NONE] = REPEAT_NOTHING,
-                                      [RECOMPUTE_SELECTIVE] = REPEAT_CHEAP,
-                                      [RECOMPUTE_FULL] = REPEAT_LAYERS};
-
-static int32_t like(struct prog *p, int32_t value, enum region region)
+int program_mesh(const struct config *c, enum model_use use, struct mesh *mesh, struct err *e)
 {
-	struct value v = p->value[value];
-	int32_t id = prog_value(p, v.name, region, DT_f32, v.nd, v.dim);
-	memcpy(p->value[id].place, v.place, sizeof v.place);
-	return id;
+	const struct parallel_config *p = &c->parallel;
+	struct mesh_sizes sizes = {.tp = (int)p->tensor_model_parallel_size,
+	                           .pp = (int)p->pipeline_model_parallel_size,
+	                           .ep = 1,
+	                           .etp = 1,
+	                           .rp = (int)c->ddp.num_distributed_optimizer_instances};
+	if (use == MODEL_GENERATE)
+		return mesh_init(mesh, 1, &(struct mesh_sizes){0}, e);
+	return mesh_init(mesh, (int)c->derived.world_size, &sizes, e);
 }
 
-/* Gradients and loss are partial sums over the samples of each data-parallel rank; the norm needs them whole.
- */
-static void emit_reduction(struct program *t)
+/* Stages */
+
+static int32_t told(int64_t number)
 {
-	struct prog *p = &t->prog;
-	int32_t one = 1;
-	p->segment = SEG_REDUCE;
-	union op_arg over_dp = {.comm = {AXIS_BIT(dp)}};
-	bool many = p->axis_size[AXIS_dp] > 1;
-	t->norm2 = prog_value(p, "squared gradient norm", R_STAT, DT_f64, 1, &one);
-	for (size_t k = 0; k < t->model.n_param; k++) {
-		int32_t g = p->value[t->model.param[k].value].grad;
-		if (many)
-			g = EMIT(p, all_reduce, &over_dp, g);
-		EMIT_INTO(p, square_sum, NO_ARG, (int32_t[OP_MAX_OUT]){t->norm2}, g);
-		t->state[k].grad = g;
+	return number == OPTION_NULL_INT ? 0 : (int32_t)number;
+}
+
+/* Virtual stage v is chunk v / pp of pipeline rank v % pp (Narayanan et al. 2021). */
+static int split_stages(struct program *t, const struct config *c, struct err *e)
+{
+	const struct parallel_config *p = &c->parallel;
+	int stages = t->mesh.size[AXIS_pp],
+	    chunks = stages > 1 ? (int)p->virtual_pipeline_model_parallel_size : 1;
+	struct stages_spec spec = {.num_layers = c->model.num_layers,
+	                           .pipeline = stages,
+	                           .chunks = chunks,
+	                           .account_for_embedding = p->account_for_embedding_in_pipeline_split,
+	                           .account_for_loss = p->account_for_loss_in_pipeline_split,
+	                           .first_stage_layers = told(p->num_layers_in_first_pipeline_stage),
+	                           .last_stage_layers = told(p->num_layers_in_last_pipeline_stage),
+	                           .layout = p->pipeline_model_parallel_layout};
+	if (stages == 1) {
+		t->chunk[0] = (struct model_chunk){0, (int32_t)c->model.num_layers, true, true};
+		return 1;
 	}
-	t->loss = many ? EMIT(p, all_reduce, &over_dp, t->model.loss) : t->model.loss;
+	struct stage *stage = mem_array((size_t)stages * (size_t)chunks, sizeof *stage);
+	int rc = stages_split(&spec, stage, e);
+	for (int i = 0; i < chunks && !rc; i++) {
+		const struct stage *s = &stage[i * stages + t->coord[AXIS_pp]];
+		t->chunk[i] =
+		        (struct model_chunk){s->first_layer, s->n_layers, s->has_embedding, s->has_loss};
+	}
+	free(stage);
+	return rc ? -1 : chunks;
 }
 
-static void emit_update(struct program *t)
+static int order_work(struct program *t, const struct config *c, enum model_use use, int chunks,
+                      struct err *e)
+{
+	struct schedule_spec spec = {.kind = (enum parallel_schedule)c->parallel.pipeline_schedule,
+	                             .stages = t->mesh.size[AXIS_pp],
+	                             .chunks = chunks,
+	                             .micro_batches = c->derived.accumulation,
+	                             .forward_only = use == MODEL_EVALUATE};
+	if (spec.stages == 1)
+		spec.kind = PARALLEL_1F1B;
+	int rc = schedule_build(&t->schedule, &spec, t->coord[AXIS_pp], e);
+	if (rc)
+		return rc;
+	t->prog.batch_slots = t->schedule.window;
+	t->prog.edge_slots = spec.stages > 1 ? EDGE_SLOTS : 1;
+	for (int i = 0; i < chunks; i++)
+		t->prog.saved_slots[i] = t->schedule.in_flight[i];
+	return 0;
+}
+
+/* Passes */
+
+static uint32_t repeats_of(const struct config *c)
+{
+	uint32_t set = c->parallel.sequence_parallel ? 1u << REPEAT_GATHERS : 0;
+	if (c->recompute.granularity == RECOMPUTE_SELECTIVE)
+		set |= config_recompute_modules(c);
+	return c->recompute.granularity == RECOMPUTE_FULL ? set | 1u << REPEAT_LAYERS : set;
+}
+
+static void differentiate(struct program *t)
+{
+	struct seed seed[PROG_MAX_CHUNKS];
+	size_t n = 0;
+	for (int i = 0; i < t->model.spec.n_chunk; i++) {
+		const struct model_edge *edge = &t->model.edge[i];
+		seed[n++] = t->chunk[i].has_head ? (struct seed){t->model.loss, t->model.loss_scale}
+		                                 : (struct seed){edge->out, edge->out_adjoint};
+	}
+	prog_backward(&t->prog, seed, n);
+}
+
+/* What goes to the stage before lives on the edge; where backward is in two parts, what comes from the next
+ * stage is read late and is kept like an activation. */
+static void place_edges(struct program *t, bool split)
 {
 	struct prog *p = &t->prog;
-	int32_t length = HYPER_COUNT;
-	p->segment = SEG_STEP;
-	t->hyper = prog_value(p, "hyper", R_INPUT, DT_f32, 1, &length);
-	for (size_t k = 0; k < t->model.n_param; k++) {
-		const struct param *q = &t->model.param[k];
-		struct param_state *s = &t->state[k];
-		s->master = p->value[q->value].dtype == DT_f32 ? NONE : like(p, q->value, R_OPT);
-		s->exp_avg = like(p, q->value, R_OPT);
-		s->exp_avg_sq = like(p, q->value, R_OPT);
-		EMIT(p, adamw, ARG(.adamw = {q->decay}), q->value, s->grad, s->master, s->exp_avg,
-		     s->exp_avg_sq, t->hyper, t->norm2);
+	for (int i = 0; i < t->model.spec.n_chunk && !p->e.code; i++) {
+		const struct model_edge *edge = &t->model.edge[i];
+		if (edge->in != NONE)
+			p->value[p->value[edge->in].grad].region = R_EDGE;
+		if (split && edge->out_adjoint != NONE)
+			p->value[edge->out_adjoint].region = R_SAVED;
 	}
 }
 
 static void run_passes(struct program *t, const struct config *c)
 {
 	struct prog *p = &t->prog;
-	if (t->model.spec.use == MODEL_TRAIN) {
-		prog_backward(p, t->model.loss, t->model.loss_scale);
-		prog_check(p);
-		prog_fuse(p);
-		prog_check(p);
-		prog_recompute(p, repeats[c->recompute.granularity], (int32_t)c->recompute.num_layers);
-		prog_check(p);
-		t->state = mem_array(t->model.n_param, sizeof *t->state);
-		emit_reduction(t);
-		emit_update(t);
-	}
-	prog_plan(p);
+	bool split = c->parallel.pipeline_schedule == PARALLEL_ZERO_BUBBLE && t->mesh.size[AXIS_pp] > 1;
+	differentiate(t);
+	prog_check(p);
+	prog_fuse(p);
+	prog_check(p);
+	prog_recompute(p, repeats_of(c),
+	               c->recompute.granularity == RECOMPUTE_FULL ? (int32_t)c->recompute.num_layers : -1);
+	prog_check(p);
+	place_edges(t, split);
+	if (split)
+		prog_split_backward(p);
 	prog_check(p);
 }
 
-int program_build(struct program *t, const struct config *c, enum model_use use, int32_t rows, struct err *e)
+static void shard(struct program *t, const struct config *c)
 {
-	*t = (struct program){.loss = NONE, .norm2 = NONE, .hyper = NONE};
+	const struct model *m = &t->model;
+	struct shard_options options = {.stage = (int)c->ddp.zero_stage,
+	                                .bucket_size = c->ddp.bucket_size,
+	                                .reduce_in_bf16 = !c->ddp.grad_reduce_in_fp32,
+	                                .reduce_early = c->ddp.overlap_grad_reduce,
+	                                .trains = m->spec.use == MODEL_TRAIN};
+	struct shard_param *list = mem_array(m->n_param + 1, sizeof *list);
+	for (size_t k = 0; k < m->n_param; k++) {
+		const struct param *q = &m->param[k];
+		list[k] = (struct shard_param){.value = q->value,
+		                               .chunk = q->chunk,
+		                               .layer = q->layer,
+		                               .decay = q->decay,
+		                               .cut = q->cut,
+		                               .tied = q->tie != TIE_NONE,
+		                               .counts = q->tie != TIE_COPY,
+		                               .partial = q->partial};
+	}
+	shard_program(&t->sharding, &t->prog, list, m->n_param, &options);
+	free(list);
+}
+
+/* The sum of the targets' losses over the ranks that have some: the last stage of every data-parallel rank.
+ */
+static void sum_loss(struct program *t)
+{
+	struct prog *p = &t->prog;
+	uint32_t axes = 0;
+	int32_t loss = t->model.loss;
+	p->segment = SEG_NORM;
+	if (t->model.targets == NONE) {
+		prog_place(p, loss, AXIS_dp, PLACE_PARTIAL);
+		prog_place(p, loss, AXIS_rp, PLACE_PARTIAL);
+		prog_emit(p, OP_zero, NULL, HERE, NULL, 0, (int32_t[OP_MAX_OUT]){loss});
+	}
+	for (int a = 0; a < AXIS_COUNT; a++)
+		if ((AXES_DATA | AXIS_BIT(pp)) >> a & 1 && p->axis_size[a] > 1)
+			axes |= 1u << a;
+	t->loss = axes ? EMIT(p, all_reduce, ARG(.comm = {axes}), loss) : loss;
+}
+
+/* Segments whose collectives run beside what follows. */
+static uint32_t overlapped(const struct config *c)
+{
+	return (c->comm_overlap.tp_comm_overlap ? SEG_BIT(BWD) : 0) |
+	       (c->ddp.overlap_grad_reduce ? SEG_BIT(REDUCE) : 0);
+}
+
+static void take_place(struct program *t, int rank)
+{
+	t->rank = rank;
+	mesh_coords(&t->mesh, rank, t->coord);
+	for (int a = 0; a < AXIS_COUNT; a++)
+		if (AXES_DENSE >> a & 1) {
+			t->prog.axis_size[a] = t->mesh.size[a];
+			t->prog.axis_rank[a] = t->coord[a];
+		}
+}
+
+int program_build(struct program *t, const struct config *c, enum model_use use, int32_t rows, int rank,
+                  struct err *e)
+{
+	*t = (struct program){.loss = NONE};
 	prog_init(&t->prog);
-	if (use != MODEL_GENERATE)
-		t->prog.axis_size[AXIS_dp] = (int32_t)c->derived.data_parallel_size;
+	if (c->derived.padded_vocab_size == OPTION_NULL_INT)
+		return err_set(e, EXIT_CONFIG,
+		               "model.vocab_size: how many tokens? Give it, or tokenizer.tokenizer_model");
+	int rc = program_mesh(c, use, &t->mesh, e), chunks = 0;
+	if (rc)
+		return rc;
+	take_place(t, rank);
+	if ((chunks = split_stages(t, c, e)) < 0)
+		return e->code;
+	bool generates = use == MODEL_GENERATE;
+	if (!generates && (rc = order_work(t, c, use, chunks, e)))
+		return rc;
 	struct model_spec spec = {.config = &c->model,
 	                          .padded_vocab_size = c->derived.padded_vocab_size,
 	                          .dtype = weight_types[c->mixed_precision.precision],
 	                          .use = use,
-	                          .batch = use == MODEL_GENERATE ? 1 : (int32_t)c->train.micro_batch_size,
-	                          .rows = use == MODEL_GENERATE ? rows : (int32_t)c->model.seq_length};
-	int rc = model_build(&t->model, &t->prog, &spec, e);
-	if (rc)
+	                          .batch = generates ? 1 : (int32_t)c->train.micro_batch_size,
+	                          .rows = generates ? rows : (int32_t)c->model.seq_length,
+	                          .sequence_parallel = c->parallel.sequence_parallel,
+	                          .chunk = t->chunk,
+	                          .n_chunk = chunks};
+	if ((rc = model_build(&t->model, &t->prog, &spec, e)))
 		return rc;
-	t->loss = t->model.loss;
-	if (use == MODEL_EVALUATE && t->prog.axis_size[AXIS_dp] > 1) {
-		t->prog.segment = SEG_REDUCE;
-		t->loss = EMIT(&t->prog, all_reduce, ARG(.comm = {AXIS_BIT(dp)}), t->model.loss);
-	}
-	run_passes(t, c);
+	if (use == MODEL_TRAIN)
+		run_passes(t, c);
+	shard(t, c);
+	if (!generates)
+		sum_loss(t);
+	if (use == MODEL_TRAIN)
+		prog_overlap(&t->prog, overlapped(c));
+	prog_plan(&t->prog);
+	prog_check(&t->prog);
 	*e = t->prog.e;
 	return e->code;
 }
 
 void program_free(struct program *t)
 {
-	free(t->state);
-	t->state = NULL;
+	shard_free(&t->sharding);
+	schedule_free(&t->schedule);
 	model_free(&t->model);
 	prog_free(&t->prog);
+}
+
+int64_t program_bytes(const struct program *t)
+{
+	int64_t sum = 0;
+	for (int r = 0; r < R_COUNT; r++)
+		sum += t->prog.bytes[r];
+	return sum;
+}
+
+int program_data_rank(const struct program *t)
+{
+	return t->coord[AXIS_dp] + t->mesh.size[AXIS_dp] * t->coord[AXIS_rp];
+}
+
+int program_data_ranks(const struct program *t)
+{
+	return t->mesh.size[AXIS_dp] * t->mesh.size[AXIS_rp];
 }

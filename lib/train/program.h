@@ -1,28 +1,36 @@
-/* The whole training step as one program: forward, backward, reduction over ranks, optimizer. Floor: train.
- */
+/* The whole training step of one rank as one program: forward and backward of its pipeline chunks, reduction
+ * over ranks, optimizer; and the order in which micro-batches go through. Floor: train. */
 #ifndef PENTAD_TRAIN_PROGRAM_H
 #define PENTAD_TRAIN_PROGRAM_H
 
 #include "model/model.h"
+#include "parallel/schedule.h"
+#include "parallel/shard.h"
 #include "train/config.h"
-
-/* What belongs to a parameter besides its weights, as value ids; master is NONE for f32 parameters. */
-struct param_state {
-	int32_t grad, master, exp_avg, exp_avg_sq;
-};
 
 struct program {
 	struct prog prog;
+	struct mesh mesh;
+	int rank, coord[AXIS_COUNT]; /* in the mesh */
+	struct model_chunk chunk[PROG_MAX_CHUNKS];
 	struct model model;
-	struct param_state *state; /* [model.n_param], MODEL_TRAIN only */
-	int32_t loss;              /* f64 [1]: model.loss, summed over ranks once SEG_REDUCE ran */
-	int32_t norm2;             /* f64 [1]: squared norm of the whole gradient, after SEG_REDUCE */
-	int32_t hyper;             /* f32 [HYPER_COUNT] input of SEG_STEP */
+	struct schedule schedule; /* of this rank; MODEL_GENERATE has none */
+	struct sharding sharding;
+	int32_t loss; /* f64 [1]: the sum over all targets of all ranks, after SEG_NORM */
 };
 
-/* Builds, differentiates, fuses, recomputes, plans and checks. For MODEL_GENERATE `rows` is the number of
- * tokens a call, otherwise it is ignored. *t must not be moved afterwards. Local. */
-int program_build(struct program *t, const struct config *c, enum model_use use, int32_t rows, struct err *e);
+/* The mesh that a checked configuration asks for; of one rank for MODEL_GENERATE. */
+int program_mesh(const struct config *c, enum model_use use, struct mesh *mesh, struct err *e);
+/* What rank `rank` of the configuration's world runs: builds, differentiates, fuses, recomputes, shards,
+ * plans and checks. Needs no other rank and no device. For MODEL_GENERATE `rows` is the number of tokens a
+ * call, otherwise it is ignored. *t must not be moved afterwards. Local. */
+int program_build(struct program *t, const struct config *c, enum model_use use, int32_t rows, int rank,
+                  struct err *e);
 void program_free(struct program *t);
+/* Bytes of all regions. */
+int64_t program_bytes(const struct program *t);
+/* Samples of the global batch are dealt to dp · rp ranks: this rank's turn, and their number. */
+int program_data_rank(const struct program *t);
+int program_data_ranks(const struct program *t);
 
 #endif

@@ -9,6 +9,7 @@
 #include "data/tokenizer.h"
 #include "model/hf.h"
 #include "train/meter.h"
+#include "train/pieces.h"
 #include "train/probe.h"
 #include "train/schedule.h"
 #include "train/state.h"
@@ -24,7 +25,8 @@ enum { SKIPS_IN_A_ROW = 3, FAILED_SAVES_IN_A_ROW = 3 };
 struct run {
 	const struct config *c;
 	const struct run_options *options;
-	struct comm *world, *dp;
+	struct comm *world;
+	struct groups groups;
 	struct place_of_rank at;
 	struct step step, eval;
 	struct dataset *data, *valid;
@@ -188,8 +190,8 @@ static int start_state(struct run *r, struct err *e)
 	const struct checkpoint_config *k = &r->c->checkpoint;
 	struct ckpt *c = NULL;
 	int rc = 0;
-	model_init(&r->step.program.model, r->step.exec, (uint64_t)r->c->rng.seed);
-	state_refresh_masters(&r->step);
+	pieces_init(&r->step.program, r->step.exec, (uint64_t)r->c->rng.seed);
+	pieces_refresh_masters(&r->step.program, r->step.exec);
 	if (r->options->dry_run)
 		return 0;
 	if ((rc = open_checkpoint(r, r->checkpoints, &c, e)))
@@ -335,12 +337,15 @@ static void say_hello(struct run *r)
 	const struct program *t = &r->step.program;
 	for (size_t i = 0; i < r->c->derived.equations.n; i++)
 		log_info("%s", r->c->derived.equations.items[i]);
+	for (size_t i = 0; i < r->c->derived.stages.n; i++)
+		log_info("%s", r->c->derived.stages.items[i]);
 	for (size_t i = 0; i < r->c->derived.notes.n; i++)
 		log_warn("%s", r->c->derived.notes.items[i]);
-	log_info("model: %s parameters, %zu operations, %s a rank; %d rank%s over %s; device %s (%s)",
-	         text_count(params, sizeof params, (double)model_count_parameters(&t->model)), t->prog.n_node,
-	         text_bytes(memory, sizeof memory, (double)r->meter.mem_bytes), r->world->size,
-	         r->world->size > 1 ? "s" : "", comm_transport(r->world), r->at.backend->name,
+	log_info("model: %s parameters, %zu operations, %s on rank 0; %d rank%s over %s; device %s (%s)",
+	         text_count(params, sizeof params,
+	                    (double)model_count_parameters(&r->c->model, r->c->derived.padded_vocab_size)),
+	         t->prog.n_node, text_bytes(memory, sizeof memory, (double)r->meter.mem_bytes),
+	         r->world->size, r->world->size > 1 ? "s" : "", comm_transport(r->world), r->at.backend->name,
 	         r->at.backend->describe());
 }
 
@@ -361,21 +366,19 @@ static int start_meter(struct run *r, struct err *e)
 
 static int open_run(struct run *r, struct err *e)
 {
-	struct mesh mesh;
-	int rc = mesh_init(&mesh, r->world->size, &(struct mesh_sizes){0}, e);
-	if (!rc)
-		rc = comm_split_axes(r->world, &r->dp, &mesh, AXIS_BIT(dp), e);
-	if (rc)
-		return rc;
-	r->at.data_parallel = r->dp->size > 1 ? r->dp : NULL;
-	r->at.data_parallel_rank = r->dp->rank;
-	rc = run_open_device(r->c, r->options->local_ranks, &r->at.backend, &r->at.stream, e);
+	r->at.world = r->world->size > 1 ? r->world : NULL;
+	r->at.groups = &r->groups;
+	int rc = run_open_device(r->c, r->options->local_ranks, &r->at.backend, &r->at.stream, e);
 	if (!rc)
 		rc = make_folder(r, e);
 	if (!rc)
 		rc = open_data(r, e);
-	if (!rc)
-		rc = step_create(&r->step, r->c, MODEL_TRAIN, &r->at, NULL, e);
+	return comm_any(r->world, rc, e);
+}
+
+static int open_steps(struct run *r, struct err *e)
+{
+	int rc = step_create(&r->step, r->c, MODEL_TRAIN, &r->at, NULL, e);
 	if (!rc && r->valid)
 		rc = step_create(&r->eval, r->c, MODEL_EVALUATE, &r->at, &r->step, e);
 	return rc;
@@ -390,7 +393,7 @@ static void close_run(struct run *r)
 	dataset_close(r->valid);
 	if (r->at.stream)
 		r->at.backend->close(r->at.stream);
-	comm_close(r->dp);
+	groups_close(&r->groups);
 	log_close();
 }
 
@@ -400,7 +403,9 @@ int run_train(const struct config *c, struct comm *world, const struct run_optio
 	*r = (struct run){
 	        .c = c, .options = options, .world = world, .saved_step = -1, .started_s = clock_now_s()};
 	snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", c->run.dir ? c->run.dir : "");
-	int rc = comm_any(world, open_run(r, e), e);
+	int rc = open_run(r, e);
+	if (!rc)
+		rc = open_steps(r, e);
 	if (!rc)
 		rc = start_state(r, e);
 	if (!rc)

@@ -3,102 +3,87 @@
 #include "ckpt/ckpt.h"
 #include "comm/comm.h"
 #include "model/hf.h"
+#include "train/pieces.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* The states of a parameter: what the checkpoint calls them, which value holds them. */
-#define KINDS(X) X(model) X(master) X(exp_avg) X(exp_avg_sq)
-enum kind {
-#define KIND_ROW(name) KIND_##name,
-	KINDS(KIND_ROW)
-#undef KIND_ROW
-	        KIND_COUNT
-};
-#define KIND_NAME(name) #name,
-static const char *const kind_names[KIND_COUNT] = {KINDS(KIND_NAME)};
+/* The states of a parameter: what the checkpoint calls them. */
+static const struct {
+	enum shard_state state;
+	const char *name;
+} kinds[] = {{SHARD_PARAM, "model"},
+             {SHARD_MASTER, "master"},
+             {SHARD_EXP_AVG, "exp_avg"},
+             {SHARD_EXP_AVG_SQ, "exp_avg_sq"}};
+enum { KINDS = sizeof kinds / sizeof *kinds };
 
-static int32_t value_of(const struct step *s, size_t k, enum kind kind)
-{
-	const struct param_state *state = &s->program.state[k];
-	const int32_t values[KIND_COUNT] = {s->program.model.param[k].value, state->master, state->exp_avg,
-	                                    state->exp_avg_sq};
-	return values[kind];
-}
-
-struct piece { /* one part of one state, where it lies */
+struct record { /* one piece of one state, as the checkpoint names it */
 	struct ckpt_tensor tensor;
-	const char *device;
+	struct piece piece;
 };
 
-static struct piece make_piece(const struct model *m, const struct exec *x, int32_t value,
-                               const struct part *part, enum kind kind)
+static struct ckpt_tensor tensor_of(const struct program *t, const struct piece *q, const char *kind)
 {
-	const struct value *v = &m->prog->value[value];
-	int64_t row = part->nd > 1 ? part->extent[1] : 1;
-	struct piece p = {.tensor = {.name = part->name,
-	                             .kind = kind_names[kind],
-	                             .dtype = (enum dtype)v->dtype,
-	                             .nd = part->nd},
-	                  .device = (const char *)exec_data(x, value) +
-	                            part->local_row * row * dtype_rows[v->dtype].bytes};
-	for (int i = 0; i < part->nd; i++) {
-		p.tensor.shape[i] = part->shape[i];
-		p.tensor.offset[i] = part->offset[i];
-		p.tensor.extent[i] = part->extent[i];
+	struct ckpt_tensor tensor = {.name = q->part->name,
+	                             .kind = kind,
+	                             .dtype = (enum dtype)t->prog.value[q->value].dtype,
+	                             .nd = q->part->nd};
+	for (int i = 0; i < tensor.nd; i++) {
+		tensor.shape[i] = q->part->shape[i];
+		tensor.offset[i] = q->offset[i];
+		tensor.extent[i] = q->extent[i];
 	}
-	return p;
+	return tensor;
 }
 
-static size_t piece_bytes(const struct ckpt_tensor *t)
+/* The pieces that this rank writes. */
+static size_t list_records(const struct step *s, struct record **out)
 {
-	size_t n = dtype_rows[t->dtype].bytes;
-	for (int i = 0; i < t->nd; i++)
-		n *= (size_t)t->extent[i];
-	return n;
-}
-
-/* The pieces this rank writes: replicas are dealt out by turns. */
-static size_t list_pieces(const struct step *s, struct piece **out)
-{
-	const struct model *m = &s->program.model;
-	size_t n = 0, turn = 0;
-	struct piece *list = mem_array(m->n_part * KIND_COUNT, sizeof *list);
-	size_t ranks = (size_t)s->config->derived.data_parallel_size;
-	for (size_t k = 0; k < m->n_param; k++)
-		for (int32_t i = 0; i < m->param[k].n_parts; i++)
-			for (int kind = 0; kind < KIND_COUNT; kind++) {
-				int32_t v = value_of(s, k, (enum kind)kind);
-				if (v == NONE || turn++ % ranks != (size_t)s->at.data_parallel_rank)
-					continue;
-				list[n++] = make_piece(m, s->exec, v, &m->part[m->param[k].first_part + i],
-				                       (enum kind)kind);
-			}
+	struct record *list = NULL;
+	size_t n = 0, cap = 0;
+	for (int k = 0; k < KINDS; k++) {
+		struct piece *piece;
+		size_t pieces = pieces_list(&s->program, kinds[k].state, &piece);
+		for (size_t i = 0; i < pieces; i++) {
+			if (!piece_is_owned(&s->program, &piece[i], kinds[k].state))
+				continue;
+			list = mem_grow(list, n, &cap, sizeof *list);
+			list[n++] =
+			        (struct record){tensor_of(&s->program, &piece[i], kinds[k].name), piece[i]};
+		}
+		free(piece);
+	}
 	*out = list;
 	return n;
 }
 
-static int write_shard(const struct step *s, struct ckpt_save *save, const struct piece *piece,
-                       struct buf *record, struct err *e)
+static size_t record_bytes(const struct record *r)
+{
+	return (size_t)piece_count(&r->piece) * dtype_rows[r->tensor.dtype].bytes;
+}
+
+static int write_shard(const struct step *s, struct ckpt_save *save, const struct record *list,
+                       struct buf *manifest, struct err *e)
 {
 	struct ckpt_shard *shard;
 	struct ckpt_tensor *tensors = mem_array(save->n_tensors, sizeof *tensors);
 	size_t most = 1;
 	for (size_t i = 0; i < save->n_tensors; i++) {
-		tensors[i] = piece[i].tensor;
-		most = piece_bytes(&tensors[i]) > most ? piece_bytes(&tensors[i]) : most;
+		tensors[i] = list[i].tensor;
+		most = record_bytes(&list[i]) > most ? record_bytes(&list[i]) : most;
 	}
 	save->tensors = tensors;
 	char *staging = mem_array(most, 1);
 	int rc = ckpt_shard_create(save, &shard, e);
 	if (!rc) {
 		for (size_t i = 0; i < save->n_tensors && !rc; i++) {
-			s->at.backend->download(s->at.stream, staging, piece[i].device,
-			                        piece_bytes(&tensors[i]));
+			const struct piece *q = &list[i].piece;
+			exec_download_part(s->exec, q->value, q->first, piece_count(q), staging);
 			rc = ckpt_shard_write(shard, i, staging, e);
 		}
 		struct err closing = {0};
-		int closed = ckpt_shard_close(shard, rc ? NULL : record, &closing);
+		int closed = ckpt_shard_close(shard, rc ? NULL : manifest, &closing);
 		if (!rc && (rc = closed))
 			*e = closing;
 	}
@@ -161,8 +146,8 @@ int state_save(const struct step *s, const struct position *at, struct comm *wor
                struct err *e)
 {
 	struct buf meta = {0}, record = {0}, records = {0};
-	struct piece *piece;
-	size_t n = list_pieces(s, &piece);
+	struct record *list;
+	size_t n = list_records(s, &list);
 	write_meta(s, at, &meta);
 	struct ckpt_save save = {.dir = dir,
 	                         .step = at->step,
@@ -173,7 +158,7 @@ int state_save(const struct step *s, const struct position *at, struct comm *wor
 	int rc = comm_any(world, world->rank ? 0 : ckpt_save_begin(&save, e), e);
 	if (rc)
 		goto done;
-	rc = comm_any(world, write_shard(s, &save, piece, &record, e), e);
+	rc = comm_any(world, write_shard(s, &save, list, &record, e), e);
 	if (!rc)
 		rc = comm_any(world, gather_records(world, &record, &records, e), e);
 	if (rc && world->rank == 0)
@@ -189,7 +174,7 @@ int state_save(const struct step *s, const struct position *at, struct comm *wor
 		rc = ckpt_prune(dir, (int)keep, e);
 	rc = comm_any(world, rc, e);
 done:
-	free(piece);
+	free(list);
 	buf_free(&meta);
 	buf_free(&record);
 	buf_free(&records);
@@ -210,11 +195,12 @@ void weights_close(struct weights *w)
 	*w = (struct weights){0};
 }
 
-static int read_part(const struct weights *w, const char *kind, const struct part *part, enum dtype dtype,
-                     void *out, struct err *e)
+static int read_box(const struct weights *w, const char *kind, const struct piece *q, enum dtype dtype,
+                    void *out, struct err *e)
 {
+	const struct part *part = q->part;
 	if (w->hf)
-		return hf_read_box(w->hf, part->name, part->offset, part->extent, dtype, out, e);
+		return hf_read_box(w->hf, part->name, q->offset, q->extent, dtype, out, e);
 	const struct ckpt_entry *entry = ckpt_find(w->ckpt, kind, part->name);
 	if (entry &&
 	    (entry->nd != part->nd || memcmp(entry->shape, part->shape, sizeof(int64_t) * (size_t)part->nd)))
@@ -223,98 +209,70 @@ static int read_part(const struct weights *w, const char *kind, const struct par
 		               ckpt_path(w->ckpt), part->name, (long long)entry->shape[0],
 		               (long long)(entry->nd > 1 ? entry->shape[1] : 1), (long long)part->shape[0],
 		               (long long)(part->nd > 1 ? part->shape[1] : 1));
-	return ckpt_read_box(w->ckpt, kind, part->name, part->offset, part->extent, dtype, out, e);
+	return ckpt_read_box(w->ckpt, kind, part->name, q->offset, q->extent, dtype, out, e);
 }
 
 /* Which state of the file serves: a master is the exact weight, and where there is none the weight is exact.
  */
-static const char *best_kind(const struct weights *w, const struct part *part, enum kind kind,
-                             enum dtype dtype)
+static const char *best_kind(const struct weights *w, const char *name, const char *kind, enum dtype dtype)
 {
-	bool has_master = w->ckpt && ckpt_find(w->ckpt, kind_names[KIND_master], part->name);
-	if (kind == KIND_model && dtype == DT_f32 && has_master)
-		return kind_names[KIND_master];
-	return kind_names[kind == KIND_master && !has_master ? KIND_model : kind];
+	bool has_master = w->ckpt && ckpt_find(w->ckpt, "master", name);
+	if (!strcmp(kind, "model") && dtype == DT_f32 && has_master)
+		return "master";
+	return !strcmp(kind, "master") && !has_master ? "model" : kind;
 }
 
-/* Reads one state of one parameter, part by part, as the type the program wants. */
-static int load_value(const struct model *m, struct exec *x, size_t k, int32_t value, enum kind kind,
-                      const struct weights *w, struct err *e)
+/* Reads one state of all parameters, piece by piece, as the type the program wants. */
+static int load_kind(const struct program *t, struct exec *x, int k, const struct weights *w, struct err *e)
 {
-	const struct param *q = &m->param[k];
-	const struct value *v = &m->prog->value[value];
-	char *host = mem_array((size_t)value_bytes(v), 1);
+	struct piece *list;
+	size_t n = pieces_list(t, kinds[k].state, &list);
 	int rc = 0;
-	for (int32_t i = 0; i < q->n_parts && !rc; i++) {
-		const struct part *part = &m->part[q->first_part + i];
-		int64_t row = part->nd > 1 ? part->extent[1] : 1;
-		rc = read_part(w, best_kind(w, part, kind, (enum dtype)v->dtype), part, (enum dtype)v->dtype,
-		               host + part->local_row * row * dtype_rows[v->dtype].bytes, e);
+	for (size_t i = 0; i < n && !rc; i++) {
+		const struct piece *q = &list[i];
+		enum dtype dtype = (enum dtype)t->prog.value[q->value].dtype;
+		char *host = mem_array((size_t)piece_count(q), dtype_rows[dtype].bytes);
+		rc = read_box(w, best_kind(w, q->part->name, kinds[k].name, dtype), q, dtype, host, e);
+		if (!rc)
+			exec_upload_part(x, q->value, q->first, piece_count(q), host);
+		free(host);
 	}
-	if (!rc)
-		exec_upload(x, value, host);
-	free(host);
+	free(list);
 	return rc;
 }
 
-int state_load_weights(const struct model *m, struct exec *x, const struct weights *w, struct err *e)
+int state_load_weights(const struct program *t, struct exec *x, const struct weights *w, struct err *e)
 {
-	int rc = 0;
-	for (size_t k = 0; k < m->n_param && !rc; k++)
-		rc = load_value(m, x, k, m->param[k].value, KIND_model, w, e);
-	return rc;
+	return load_kind(t, x, 0, w, e);
 }
 
-/* A weight of the checkpoint that the model has no place for means that the model is another one. */
-static int refuse_unknown(const struct model *m, const struct ckpt *c, struct err *e)
+/* A weight of the checkpoint that the whole model has no place for means that the model is another one. */
+static int refuse_unknown(const struct config *c, int rank, const struct ckpt *ckpt, struct err *e)
 {
-	size_t known = 0, there = 0;
-	for (size_t i = 0; i < ckpt_count(c); i++)
-		there += !strcmp(ckpt_entry(c, i)->kind, kind_names[KIND_model]);
-	for (size_t i = 0; i < m->n_part; i++)
-		known += ckpt_find(c, kind_names[KIND_model], m->part[i].name) != NULL;
-	for (size_t i = 0; i < ckpt_count(c) && known < there; i++) {
-		bool found = strcmp(ckpt_entry(c, i)->kind, kind_names[KIND_model]) != 0;
-		for (size_t j = 0; j < m->n_part && !found; j++)
-			found = !strcmp(m->part[j].name, ckpt_entry(c, i)->name);
+	struct program whole;
+	int rc = rank ? 0 : program_build(&whole, c, MODEL_GENERATE, 1, 0, e);
+	if (rank || rc)
+		return rc;
+	for (size_t i = 0; i < ckpt_count(ckpt) && !rc; i++) {
+		const struct ckpt_entry *entry = ckpt_entry(ckpt, i);
+		bool found = strcmp(entry->kind, kinds[0].name) != 0;
+		for (size_t j = 0; j < whole.model.n_part && !found; j++)
+			found = !strcmp(whole.model.part[j].name, entry->name);
 		if (!found)
-			return err_set(e, EXIT_CONFIG, "%s: holds %s, which this model does not have",
-			               ckpt_path(c), ckpt_entry(c, i)->name);
+			rc = err_set(e, EXIT_CONFIG, "%s: holds %s, which this model does not have",
+			             ckpt_path(ckpt), entry->name);
 	}
-	return 0;
-}
-
-void state_refresh_masters(struct step *s)
-{
-	const struct model *m = &s->program.model;
-	for (size_t k = 0; k < m->n_param; k++) {
-		int32_t master = s->program.state[k].master;
-		if (master == NONE)
-			continue;
-		size_t n = (size_t)value_count(&m->prog->value[master]);
-		uint16_t *half = mem_array(n, sizeof *half);
-		float *full = mem_array(n, sizeof *full);
-		exec_download(s->exec, m->param[k].value, half);
-		for (size_t i = 0; i < n; i++)
-			full[i] = bf16_to_f32(half[i]);
-		exec_upload(s->exec, master, full);
-		free(half);
-		free(full);
-	}
+	program_free(&whole);
+	return rc;
 }
 
 int state_load(struct step *s, const struct weights *w, bool optimizer, struct err *e)
 {
-	const struct model *m = &s->program.model;
-	int rc = s->config->checkpoint.strict && w->ckpt ? refuse_unknown(m, w->ckpt, e) : 0;
-	if (!rc)
-		rc = state_load_weights(m, s->exec, w, e);
-	for (size_t k = 0; k < m->n_param && !rc; k++)
-		for (int kind = KIND_master; kind < KIND_COUNT && !rc; kind++) {
-			int32_t v = value_of(s, k, (enum kind)kind);
-			if (v != NONE && (optimizer || kind == KIND_master))
-				rc = load_value(m, s->exec, k, v, (enum kind)kind, w, e);
-		}
+	const struct program *t = &s->program;
+	int rc = s->config->checkpoint.strict && w->ckpt ? refuse_unknown(s->config, t->rank, w->ckpt, e) : 0;
+	for (int k = 0; k < KINDS && !rc; k++)
+		if (kinds[k].state <= SHARD_MASTER || optimizer)
+			rc = load_kind(t, s->exec, k, w, e);
 	return rc;
 }
 

@@ -25,7 +25,7 @@ struct position {
 	uint64_t dataset_fingerprint;
 };
 
-/* Saves below `dir` ("RUN/checkpoints") and prunes. Data-parallel ranks share the pieces out between them;
+/* Saves below `dir` ("RUN/checkpoints") and prunes. Every piece is written by one of the ranks that hold it;
  * all return the same code. Collective over `world`. */
 int state_save(const struct step *s, const struct position *at, struct comm *world, const char *dir,
                struct err *e);
@@ -34,9 +34,7 @@ int state_save(const struct step *s, const struct position *at, struct comm *wor
  */
 int state_load(struct step *s, const struct weights *w, bool optimizer, struct err *e);
 /* The weights of a model alone, for generation and conversion. Local. */
-int state_load_weights(const struct model *m, struct exec *x, const struct weights *w, struct err *e);
-/* Masters from weights, after initialisation. Local. */
-void state_refresh_masters(struct step *s);
+int state_load_weights(const struct program *t, struct exec *x, const struct weights *w, struct err *e);
 /* Reads the position that state_save wrote. EXIT_BAD_DATA where the checkpoint holds weights alone. Local. */
 int position_read(const struct ckpt *c, struct position *out, struct err *e);
 

@@ -1,30 +1,53 @@
 #include "train/step.h"
+#include "base/clock.h"
 #include "base/rng.h"
-#include "comm/comm.h"
+#include "comm/queue.h"
 #include "kernels/kernels.h"
+#include "train/transfer.h"
 
 #include <math.h>
 #include <stdlib.h>
 
 static void upload_positions(struct step *s)
 {
-	const struct model_spec *spec = &s->program.model.spec;
-	int32_t rows = spec->batch * spec->rows;
+	const struct model *m = &s->program.model;
+	int32_t rows = m->spec.batch * m->spec.rows;
 	for (int32_t i = 0; i < rows; i++)
-		s->tokens[i] = i % spec->rows;
-	exec_upload(s->exec, s->program.model.positions, s->tokens);
+		s->tokens[i] = i % m->spec.rows;
+	if (m->positions != NONE)
+		exec_upload(s->exec, m->positions, s->tokens);
+	if (m->row_positions == NONE)
+		return;
+	int32_t mine = s->program.prog.value[m->row_positions].dim[0];
+	exec_upload(s->exec, m->row_positions, s->tokens + mine * s->program.coord[AXIS_tp]);
 }
 
-int step_create(struct step *s, const struct config *c, enum model_use use, const struct place_of_rank *at,
-                const struct step *weights_of, struct err *e)
+static int world_rank(const struct place_of_rank *at)
 {
-	*s = (struct step){.config = c, .at = *at, .dropout_key = rng_key((uint64_t)c->rng.seed, "dropout")};
-	int rc = program_build(&s->program, c, use, 0, e);
+	return at->world ? at->world->rank : 0;
+}
+
+static int agree(const struct step *s, int rc, struct err *e)
+{
+	return s->at.world ? comm_any(s->at.world, rc, e) : rc;
+}
+
+static bool overlaps(const struct step *s)
+{
+	const struct config *c = s->config;
+	return c->ddp.overlap_grad_reduce || c->comm_overlap.tp_comm_overlap ||
+	       (c->comm_overlap.overlap_p2p_comm && s->program.mesh.size[AXIS_pp] > 1);
+}
+
+static int create_exec(struct step *s, const struct step *weights_of, struct err *e)
+{
+	const struct config *c = s->config;
+	int rc = s->at.world && overlaps(s) ? comm_queue_open(&s->queue, e) : 0;
 	if (rc)
-		goto fail;
-	s->comm = (struct exec_comm){AXIS_BIT(dp), at->data_parallel};
-	struct exec_options options = {.comm = &s->comm,
-	                               .n_comm = at->data_parallel != NULL,
+		return rc;
+	struct exec_options options = {.comm = s->at.groups ? s->at.groups->list : NULL,
+	                               .n_comm = s->at.groups ? s->at.groups->n : 0,
+	                               .queue = s->queue,
 	                               .nan_hunt = c->profiling.nan_hunt,
 	                               .trace = c->profiling.trace_nodes,
 	                               .reference =
@@ -33,28 +56,46 @@ int step_create(struct step *s, const struct config *c, enum model_use use, cons
 		options.share = weights_of->exec;
 		options.share_regions = 1u << R_PARAM | 1u << R_CONST;
 	}
-	if ((rc = exec_create(&s->exec, &s->program.prog, at->backend, at->stream, &options, e)))
-		goto fail;
+	return exec_create(&s->exec, &s->program.prog, s->at.backend, s->at.stream, &options, e);
+}
+
+int step_create(struct step *s, const struct config *c, enum model_use use, const struct place_of_rank *at,
+                const struct step *weights_of, struct err *e)
+{
+	*s = (struct step){.config = c, .at = *at, .dropout_key = rng_key((uint64_t)c->rng.seed, "dropout")};
+	int rc = agree(s, program_build(&s->program, c, use, 0, world_rank(at), e), e);
+	if (!rc && at->world)
+		rc = groups_open(at->groups, at->world, &s->program.mesh, &s->program.prog, e);
+	if (!rc)
+		rc = agree(s, create_exec(s, weights_of, e), e);
+	if (rc) {
+		step_free(s);
+		return rc;
+	}
 	size_t n = (size_t)s->program.model.spec.batch * (size_t)s->program.model.spec.rows;
 	s->tokens = mem_array(n, sizeof *s->tokens);
 	s->targets = mem_array(n, sizeof *s->targets);
 	s->keys = mem_array((size_t)s->program.model.spec.batch, sizeof *s->keys);
+	s->slot_s = mem_array(s->program.schedule.n, sizeof *s->slot_s);
+	if (s->program.mesh.size[AXIS_pp] > 1)
+		s->transfers =
+		        transfers_new(&s->program, s->exec, groups_find(at->groups, AXIS_BIT(pp)), s->queue);
 	upload_positions(s);
 	if (!weights_of)
 		model_fill_constants(&s->program.model, s->exec);
 	return 0;
-fail:
-	step_free(s);
-	return rc;
 }
 
 void step_free(struct step *s)
 {
+	comm_queue_close(s->queue);
+	transfers_free(s->transfers);
 	exec_free(s->exec);
 	program_free(&s->program);
 	free(s->tokens);
 	free(s->targets);
 	free(s->keys);
+	free(s->slot_s);
 	*s = (struct step){0};
 }
 
@@ -77,18 +118,22 @@ static int load_micro_batch(struct step *s, const struct dataset *d, uint64_t fi
                             struct err *e)
 {
 	const struct model *model = &s->program.model;
-	int64_t B = model->spec.batch, ranks = s->config->derived.data_parallel_size;
-	uint64_t first = first_sample + (uint64_t)(m * B * ranks + s->at.data_parallel_rank * B);
-	int rc = d ? dataset_batch(d, first, (int)B, s->tokens, s->targets, e) : make_up_batch(s, first);
+	int64_t B = model->spec.batch, ranks = program_data_ranks(&s->program);
+	uint64_t first = first_sample + (uint64_t)(m * B * ranks + program_data_rank(&s->program) * B);
+	int rc = 0;
+	if (model->tokens != NONE || model->targets != NONE)
+		rc = d ? dataset_batch(d, first, (int)B, s->tokens, s->targets, e) : make_up_batch(s, first);
 	if (rc)
 		return rc;
-	exec_upload(s->exec, model->tokens, s->tokens);
-	exec_upload(s->exec, model->targets, s->targets);
+	if (model->tokens != NONE)
+		exec_upload_of(s->exec, model->tokens, m, s->tokens);
+	if (model->targets != NONE)
+		exec_upload_of(s->exec, model->targets, m, s->targets);
 	if (model->keys == NONE)
 		return 0;
 	for (int64_t i = 0; i < B; i++)
 		s->keys[i] = (int64_t)rng_subkey(s->dropout_key, first + (uint64_t)i);
-	exec_upload(s->exec, model->keys, s->keys);
+	exec_upload_of(s->exec, model->keys, m, s->keys);
 	return 0;
 }
 
@@ -97,35 +142,134 @@ static double targets_of_a_step(const struct step *s)
 	return (double)s->config->train.global_batch_size * (double)s->config->model.seq_length;
 }
 
-/* Micro-batches [0, n) through forward, and backward where the program has one. One rank's failure is
- * everybody's: the others would wait for its gradients. */
-static int run_micro_batches(struct step *s, const struct dataset *d, uint64_t first_sample, int64_t n,
-                             struct err *e)
+/* The micro-batches of one pass through the schedule. */
+struct pass {
+	struct step *s;
+	const struct dataset *data;
+	uint64_t first_sample;
+	bool first; /* of this result: sums begin anew */
+	size_t at;  /* slot of the schedule */
+	int code;   /* of what went wrong on this rank alone; the pass goes on, since others count on it */
+	struct err *e;
+};
+
+static void note_failure(struct pass *q, int rc, const struct err *why)
 {
-	int rc = 0;
-	for (int64_t m = 0; m < n && !rc; m++) {
-		rc = load_micro_batch(s, d, first_sample, m, e);
-		if (!rc)
-			rc = exec_run(s->exec, SEG_FWD, m == 0, e);
-		if (!rc)
-			rc = exec_run(s->exec, SEG_BWD, m == 0, e);
+	if (rc && !q->code) {
+		q->code = rc;
+		*q->e = *why;
 	}
-	if (s->at.data_parallel)
-		rc = comm_any(s->at.data_parallel, rc, e);
-	return rc ? rc : exec_run(s->exec, SEG_REDUCE, true, e);
+}
+
+static bool is_lost(const struct pass *q)
+{
+	return exec_is_lost(q->s->exec);
+}
+
+static void run_part(struct pass *q, uint32_t segments, int32_t chunk, int64_t m, bool first)
+{
+	struct err here = {0};
+	struct exec_part part = {.segments = segments, .chunk = chunk, .micro_batch = m, .first = first};
+	double begin = clock_now_s();
+	note_failure(q, exec_run(q->s->exec, &part, &here), &here);
+	q->s->slot_s[q->at] += clock_now_s() - begin;
+}
+
+static int slot_forward(struct pass *q, const struct slot *slot)
+{
+	struct step *s = q->s;
+	struct transfers *f = s->transfers;
+	int rc = f ? transfers_receive(f, slot, FORWARD_EDGE, q->e) : 0;
+	if (!rc && f)
+		rc = transfers_make_room(f, slot, FORWARD_EDGE, q->e);
+	if (rc)
+		return rc;
+	if (slot->chunk == 0) {
+		struct err here = {0};
+		note_failure(q, load_micro_batch(s, q->data, q->first_sample, slot->micro_batch, &here),
+		             &here);
+	}
+	run_part(q, SEG_BIT(FWD), slot->chunk, slot->micro_batch, q->first && slot->micro_batch == 0);
+	return f && !is_lost(q) ? transfers_send(f, slot, FORWARD_EDGE, q->e) : 0;
+}
+
+static bool is_last(const struct step *s, const struct slot *slot)
+{
+	return slot->micro_batch == s->program.schedule.spec.micro_batches - 1;
+}
+
+static int slot_backward(struct pass *q, const struct slot *slot)
+{
+	struct step *s = q->s;
+	struct transfers *f = s->transfers;
+	int rc = f ? transfers_receive(f, slot, BACKWARD_EDGE, q->e) : 0;
+	if (!rc && f)
+		rc = transfers_make_room(f, slot, BACKWARD_EDGE, q->e);
+	if (rc)
+		return rc;
+	bool ends = is_last(s, slot) && s->program.schedule.spec.kind != PARALLEL_ZERO_BUBBLE;
+	bool together = ends && s->config->ddp.overlap_grad_reduce;
+	run_part(q, SEG_BIT(BWD) | (together ? SEG_BIT(REDUCE) : 0), slot->chunk, slot->micro_batch,
+	         slot->micro_batch == 0);
+	if (f && !is_lost(q))
+		rc = transfers_send(f, slot, BACKWARD_EDGE, q->e);
+	if (!rc && ends && !together)
+		run_part(q, SEG_BIT(REDUCE), slot->chunk, slot->micro_batch, false);
+	return rc;
+}
+
+static int slot_weight(struct pass *q, const struct slot *slot)
+{
+	bool ends = is_last(q->s, slot);
+	run_part(q, SEG_BIT(WGRAD) | (ends ? SEG_BIT(REDUCE) : 0), slot->chunk, slot->micro_batch,
+	         slot->micro_batch == 0);
+	return 0;
+}
+
+/* All slots of this rank's schedule. What fails here alone is kept for the end, where all ranks learn of it;
+ * only a transfer that fails ends the pass. */
+static int run_schedule(struct pass *q)
+{
+	static int (*const run[])(struct pass *, const struct slot *) = {
+	        [SLOT_FORWARD] = slot_forward, [SLOT_BACKWARD] = slot_backward, [SLOT_WEIGHT] = slot_weight};
+	const struct schedule *order = &q->s->program.schedule;
+	int rc = 0;
+	double begin = clock_now_s();
+	for (q->at = 0; q->at < order->n && !rc; q->at++) {
+		q->s->slot_s[q->at] = 0;
+		rc = run[order->slot[q->at].kind](q, &order->slot[q->at]);
+		if (is_lost(q))
+			return q->code;
+	}
+	q->s->pass_s = clock_now_s() - begin;
+	if (!rc && q->s->transfers)
+		rc = transfers_finish(q->s->transfers, q->e);
+	if (!rc)
+		rc = comm_queue_wait(q->s->queue, UINT64_MAX, q->e);
+	return rc ? rc : agree(q->s, q->code, q->e);
+}
+
+static int finish_sums(struct step *s, struct err *e)
+{
+	struct exec_part part = {.segments = SEG_BIT(NORM), .first = true};
+	return exec_run(s->exec, &part, e);
 }
 
 int step_gradients(struct step *s, const struct dataset *d, uint64_t first_sample, struct step_result *r,
                    struct err *e)
 {
 	float scale = (float)(1 / targets_of_a_step(s));
-	exec_upload(s->exec, s->program.model.loss_scale, &scale);
-	int rc = run_micro_batches(s, d, first_sample, s->config->derived.accumulation, e);
+	struct pass pass = {.s = s, .data = d, .first_sample = first_sample, .first = true, .e = e};
+	if (s->program.model.loss_scale != NONE)
+		exec_upload(s->exec, s->program.model.loss_scale, &scale);
+	int rc = run_schedule(&pass);
+	if (!rc)
+		rc = finish_sums(s, e);
 	if (rc)
 		return rc;
 	double loss, norm2;
 	exec_download(s->exec, s->program.loss, &loss);
-	exec_download(s->exec, s->program.norm2, &norm2);
+	exec_download(s->exec, s->program.sharding.norm2, &norm2);
 	r->lm_loss = loss / targets_of_a_step(s);
 	r->grad_norm = sqrt(norm2);
 	r->skipped = !isfinite(loss) || !isfinite(norm2);
@@ -145,15 +289,26 @@ int step_update(struct step *s, int64_t step, double lr, struct err *e)
 	        [HYPER_BIAS1] = (float)(1 / (1 - pow(o->adam_beta1, (double)step))),
 	        [HYPER_BIAS2] = (float)(1 / (1 - pow(o->adam_beta2, (double)step))),
 	};
-	exec_upload(s->exec, s->program.hyper, hyper);
-	return exec_run(s->exec, SEG_STEP, true, e);
+	exec_upload(s->exec, s->program.sharding.hyper, hyper);
+	return exec_run(s->exec, &(struct exec_part){.segments = SEG_BIT(STEP), .first = true}, e);
 }
 
 int step_evaluate(struct step *s, const struct dataset *d, uint64_t first_sample, int64_t n, double *lm_loss,
                   struct err *e)
 {
 	double loss;
-	int rc = run_micro_batches(s, d, first_sample, n * s->config->derived.accumulation, e);
+	int rc = 0;
+	for (int64_t i = 0; i < n && !rc; i++) {
+		struct pass pass = {.s = s,
+		                    .data = d,
+		                    .first_sample =
+		                            first_sample + (uint64_t)(i * s->config->train.global_batch_size),
+		                    .first = i == 0,
+		                    .e = e};
+		rc = run_schedule(&pass);
+	}
+	if (!rc)
+		rc = finish_sums(s, e);
 	if (rc)
 		return rc;
 	exec_download(s->exec, s->program.loss, &loss);

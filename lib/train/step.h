@@ -1,29 +1,38 @@
-/* One optimizer step on one rank: micro-batches through the program, reduction, update. Floor: train. */
+/* One optimizer step on one rank: micro-batches through the pipeline's schedule, reduction, update. Floor:
+ * train.
+ */
 #ifndef PENTAD_TRAIN_STEP_H
 #define PENTAD_TRAIN_STEP_H
 
 #include "data/dataset.h"
+#include "train/groups.h"
 #include "train/program.h"
 
 struct comm;
+struct comm_queue;
+struct transfers;
 
-/* A device and this rank's place among the data-parallel ranks; not owned. */
+/* A device, and this rank among the others; not owned. */
 struct place_of_rank {
 	const struct backend *backend;
 	struct stream *stream;
-	struct comm *data_parallel; /* NULL or a group of one: no collectives */
-	int data_parallel_rank;
+	struct comm *world;    /* NULL: one rank */
+	struct groups *groups; /* opened as programs need them; NULL where world is */
 };
 
 struct step {
 	const struct config *config;
 	struct place_of_rank at;
 	struct program program;
-	struct exec_comm comm;
 	struct exec *exec;
-	int32_t *tokens, *targets; /* [B·T] staging */
-	int64_t *keys;             /* [B] */
+	struct comm_queue *queue;    /* communication beside computation; NULL: none asked for */
+	struct transfers *transfers; /* between pipeline stages; NULL where there is one */
+	int32_t *tokens, *targets;   /* [B·T] staging */
+	int64_t *keys;               /* [B] */
 	uint64_t dropout_key;
+	/* Of the last pass through the schedule: seconds from its first slot to its last, and those of every
+	 * slot [schedule.n] that were work, not waiting for another stage. */
+	double pass_s, *slot_s;
 };
 
 struct step_result {
@@ -32,21 +41,20 @@ struct step_result {
 	bool skipped;     /* not finite: weights were left alone */
 };
 
-/* Builds the program for MODEL_TRAIN or MODEL_EVALUATE and allocates its memory. An evaluation uses the
- * weights of `weights_of` (its training step). Weights are zero until model_init or state_load; after
- * model_init call state_refresh_masters. *s must not be moved. Local. */
+/* Builds this rank's program for MODEL_TRAIN or MODEL_EVALUATE, opens the groups it communicates over and
+ * allocates its memory. An evaluation uses the weights of `weights_of` (its training step). Weights are zero
+ * until pieces_init or state_load; after pieces_init call pieces_refresh_masters. *s must not be moved.
+ * Collective over at->world: all ranks return the same code. */
 int step_create(struct step *s, const struct config *c, enum model_use use, const struct place_of_rank *at,
                 const struct step *weights_of, struct err *e);
 void step_free(struct step *s);
 /* Samples [first_sample, first_sample + global batch) of the dataset, this rank's share of them (d NULL:
- * made-up tokens): forward,
- * backward, reduction; weights do not change yet. Collective over data_parallel. */
+ * made-up tokens): forward, backward, reduction; weights do not change yet. Collective over the world. */
 int step_gradients(struct step *s, const struct dataset *d, uint64_t first_sample, struct step_result *r,
                    struct err *e);
-/* Clips and updates; `step` counts from 1. Not for a skipped result. Local. */
+/* Clips and updates; `step` counts from 1. Not for a skipped result. Collective over the world. */
 int step_update(struct step *s, int64_t step, double lr, struct err *e);
-/* Forward alone: the mean loss of global batches [0, n) from first_sample on. Collective over data_parallel.
- */
+/* Forward alone: the mean loss of global batches [0, n) from first_sample on. Collective over the world. */
 int step_evaluate(struct step *s, const struct dataset *d, uint64_t first_sample, int64_t n, double *lm_loss,
                   struct err *e);
 
