@@ -432,8 +432,8 @@ TEST(what_a_builder_forgets_is_refused_with_layer_and_line)
 		here = 0;
 		examples[i].build(&p);
 		if (examples[i].op) {
-			const char *file = here == NONE ? "rule" : "test_placement.c:";
-			snprintf(where, sizeof where, "layer 7: %s (%s%.0d", examples[i].op, file,
+			/* NONE: an adjoint, which names a line of the forward pass. */
+			snprintf(where, sizeof where, "layer 7: %s (test_placement.c:%.0d", examples[i].op,
 			         here == NONE ? 0 : here);
 			CHECK_INT(p.e.code, EXIT_INTERNAL);
 			CHECK_HAS(p.e.text, where);
@@ -634,6 +634,8 @@ static const struct operation operations[] = {
 	{NODE(cross_entropy), {2, 2}, {.cross_entropy = {9, 0, 0}}, {ROWS(6, 10), IDS(6, 9), ROWS(6, 2)}, {{0}}},
 	{NODE(cross_entropy_bwd), {2, 2}, {.cross_entropy = {9, 0, 0}},
 	 {ROWS(6, 10), IDS(6, 9), PER_ROW(6), HOST(1)}, {{10}}},
+	{NODE(cross_entropy_bwd), {2, 1}, {.cross_entropy = {9, 0, AXIS_BIT(tp)}},
+	 {ROWS(6, 10), IDS(6, 9), PER_ROW(6), HOST(1)}, {{10}}},
 	{NODE(cast), {4, 4}, {.cast = {DT_bf16}}, {ROWS(6, 4)}, {{4}}},
 	{NODE(cast), {4, 4}, {.cast = {DT_f32}}, {{R_TEMP, DT_bf16, OF(6, 4, 4), 0}}, {{4}}},
 	{NODE(accumulate), {4, 4}, {{0}}, {ROWS(6, 4)}, {{4}}},
@@ -643,6 +645,12 @@ static const struct operation operations[] = {
 	{NODE(all_gather), {4, 1}, OVER_TP, {ROWS(8, 4)}, {{4}}},
 	{NODE(reduce_scatter), {4, 1}, OVER_TP, {ROWS(8, 4)}, {{4}}},
 	{NODE(share), {4, 1}, OVER_TP, {ROWS(8, 4)}, {{4}}},
+	{NODE(adamw), {3, 3}, {.adamw = {1}},
+	 {WEIGHT(6, 4), ROWS(6, 4), TABLE(6, 4), TABLE(6, 4), {R_OPT, DT_f32, OF(6, 4, 4), -1},
+	  {R_INPUT, DT_f32, OF(8, 0, 0), -1}, {R_STAT, DT_f64, OF(1, 0, 0), -1}}, {{4}, {4}, {4}, {4}, {4}}},
+	{NODE(attention_cache), {2, 2}, ATTENTION(0),
+	 {PACKED(4, 32, 16, 8, 8), {R_STATE, DT_f32, OF(8, 8, 8), 0}, {R_STATE, DT_f32, OF(8, 8, 8), 0}, IDS(4, 8)},
+	 {{16}, {16, 8, 8}, {8}, {8}}},
 	{BLOCK(await, all_reduce), {4, 1}, OVER_TP, {ROWS(8, 4)}, {{4}}},
 	{BLOCK(look_up, all_reduce), {2, 1}, VOCABULARY, {WEIGHT(8, 4), IDS(8, 8), ROWS(8, 4)}, {{4}, {4}}},
 	{BLOCK(look_up, reduce_scatter), {2, 1}, VOCABULARY, {WEIGHT(8, 4), IDS(8, 8), ROWS(8, 4)}, {{4}, {4}}},
@@ -1089,7 +1097,7 @@ static void try_all(const struct operation *o)
 TEST(every_operation_is_tried)
 {
 	for (enum op op = 0; op < OP_COUNT; op++) {
-		bool tried = op == OP_zero || op == OP_wait || op == OP_adamw || op == OP_attention_cache;
+		bool tried = op == OP_zero || op == OP_wait; /* no operands; see await */
 		for (size_t i = 0; i < sizeof operations / sizeof *operations; i++)
 			tried |= operations[i].build == one_node && operations[i].op == op;
 		if (!tried)

@@ -27,6 +27,7 @@ int prog_backward(struct prog *p, const struct seed *seed, size_t n)
 		p->layer = from.layer;
 		p->chunk = from.chunk;
 		p->block = from.block;
+		p->where = from.where; /* an adjoint is the builder's doing, not the rule's */
 		if (!rules[from.op]->grad)
 			prog_refuse(p, &from, "this operation has no gradient");
 		else
@@ -34,5 +35,6 @@ int prog_backward(struct prog *p, const struct seed *seed, size_t n)
 	}
 	p->layer = -1;
 	p->chunk = p->block = 0;
+	p->where = NULL;
 	return p->e.code;
 }

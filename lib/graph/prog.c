@@ -163,7 +163,7 @@ int32_t prog_emit(struct prog *p, enum op op, const union op_arg *arg, const cha
 	                 .chunk = p->chunk,
 	                 .block = p->block,
 	                 .layer = p->layer,
-	                 .where = where};
+	                 .where = p->where ? p->where : where};
 	ASSERT(n_in <= op_rows[op].n_in);
 	if (arg)
 		n.arg = *arg;

@@ -103,6 +103,8 @@ struct prog {
 	int32_t axis_rank[AXIS_COUNT]; /* this rank's place on each; never decides a shape */
 	int32_t layer;                 /* what the next nodes belong to */
 	uint8_t segment, chunk, block;
+	const char
+	        *where; /* what the next nodes give as their builder's line; NULL: where they are emitted */
 	/* How many micro-batches are in flight; 0 counts as 1. Set before prog_plan. */
 	int32_t batch_slots, edge_slots, saved_slots[PROG_MAX_CHUNKS];
 	/* Set by prog_plan: known before any device is touched. */

@@ -164,4 +164,17 @@ static const char *shape_attention_cache(struct prog *p, struct node *n)
 	return rule_out(p, n, 0, IN(0)->dtype, 2, out);
 }
 
-const struct rule rule_attention_cache = {shape_attention_cache, place_heads, NULL, cost_light};
+/* One sequence: all its rows are on every rank, whose caches hold the heads that it works on. */
+static const char *place_attention_cache(struct prog *p, struct node *n, int axis)
+{
+	enum place heads = rule_at(p, n->in[0], axis);
+	if (heads != PLACE_REPLICATED && heads != PLACE_SHARD1)
+		return "it needs all rows of the sequence";
+	if (rule_at(p, n->in[1], axis) != heads || rule_at(p, n->in[2], axis) != heads)
+		return "caches are not cut as the heads are";
+	if (rule_at(p, n->in[3], axis) != PLACE_REPLICATED)
+		return "positions must be the same everywhere";
+	return rule_place(p, n, 0, axis, heads);
+}
+
+const struct rule rule_attention_cache = {shape_attention_cache, place_attention_cache, NULL, cost_light};

@@ -84,7 +84,10 @@ static const char *shape_cross_entropy_bwd(struct prog *p, struct node *n)
 static const char *place_cross_entropy_bwd(struct prog *p, struct node *n, int axis)
 {
 	enum place columns = rule_at(p, n->in[0], axis);
-	enum place rows = n->arg.cross_entropy.axes >> axis & 1 ? PLACE_REPLICATED : columns;
+	bool cut = n->arg.cross_entropy.axes >> axis & 1;
+	enum place rows = cut ? PLACE_REPLICATED : columns;
+	if (cut && columns != PLACE_SHARD1)
+		return "the columns are not cut over this axis";
 	if (rows != PLACE_REPLICATED && rows != PLACE_SHARD0)
 		return "it needs whole rows of logits";
 	if (rule_at(p, n->in[1], axis) != rows || rule_at(p, n->in[2], axis) != rows)
@@ -178,6 +181,10 @@ static const char *shape_adamw(struct prog *p, struct node *n)
 
 static const char *place_adamw(struct prog *p, struct node *n, int axis)
 {
+	if (rule_at(p, n->in[0], axis) == PLACE_PARTIAL)
+		return "a parameter is no partial sum";
+	if (rule_at(p, n->in[5], axis) != PLACE_REPLICATED)
+		return "hyper must be the same everywhere";
 	for (int k = 1; k < 5; k++)
 		if (HAS(k) && rule_at(p, n->in[k], axis) != rule_at(p, n->in[0], axis))
 			return k == 1 ? "the gradient is not placed as its parameter"

@@ -17,6 +17,7 @@ struct sharder {
 	int stage;           /* 0 where nobody is there to share with */
 	int32_t *at_node;    /* where the nodes appended since `first` go: prog_insert */
 	size_t first, cap_at;
+	int32_t *last_write; /* by value, among the nodes before `first` */
 };
 
 /* Buckets */
@@ -277,18 +278,16 @@ static int32_t reduce_in_place(struct sharder *h, uint32_t axes, int32_t g, int3
 	return reduce(h, OP_all_reduce, axes, g, sum, at, back);
 }
 
-static void last_writer(const struct sharder *h, const int32_t *grads, int32_t n, int32_t *first,
-                        int32_t *last)
+/* First and last node that writes one of these values. */
+static void writers(const struct sharder *h, const int32_t *values, int32_t n, int32_t *first, int32_t *last)
 {
-	const struct prog *p = h->p;
-	*first = *last = NONE;
-	for (size_t i = 0; i < h->first; i++)
-		for (int k = 0; k < op_rows[p->node[i].op].n_out; k++)
-			for (int32_t j = 0; j < n; j++)
-				if (p->node[i].out[k] == grads[j]) {
-					*first = *first == NONE ? (int32_t)i : *first;
-					*last = (int32_t)i;
-				}
+	*first = INT32_MAX;
+	*last = NONE;
+	for (int32_t j = 0; j < n; j++) {
+		const struct value *v = &h->p->value[values[j]];
+		*first = v->def < *first ? v->def : *first;
+		*last = h->last_write[values[j]] > *last ? h->last_write[values[j]] : *last;
+	}
 }
 
 /* Stage 2: the whole gradient of a bucket lives in temporary memory from its first writer to the reduction
@@ -303,7 +302,7 @@ static int32_t reduce_at_once(struct sharder *h, struct bucket *b, const int32_t
 		members += value_count(&p->value[grads[i]]);
 	}
 	int32_t whole = pack(h, b, grads);
-	last_writer(h, grads, b->n, &first, &last);
+	writers(h, grads, b->n, &first, &last);
 	if (members < b->count) { /* what lies between the members goes into the norm too */
 		turn_to(p, (enum segment)p->node[first].segment, b->like.chunk);
 		prog_emit(p, OP_zero, NULL, HERE, NULL, 0, (int32_t[OP_MAX_OUT]){whole});
@@ -322,7 +321,7 @@ static int32_t reduce_at_once(struct sharder *h, struct bucket *b, const int32_t
 static int32_t early(const struct sharder *h, const int32_t *grads, int32_t n)
 {
 	int32_t first, last;
-	last_writer(h, grads, n, &first, &last);
+	writers(h, grads, n, &first, &last);
 	return h->options->reduce_early ? last + 1 : (int32_t)h->first;
 }
 
@@ -440,12 +439,23 @@ static void update_bucket(struct sharder *h, struct bucket *b)
 		EMIT(p, share, ARG(.comm = {AXIS_BIT(dp)}), whole);
 }
 
+static int32_t *find_last_writes(const struct prog *p)
+{
+	int32_t *last = mem_array(p->n_value + 1, sizeof *last);
+	for (size_t i = 0; i < p->n_node; i++)
+		for (int k = 0; k < op_rows[p->node[i].op].n_out; k++)
+			last[p->node[i].out[k]] = (int32_t)i;
+	return last;
+}
+
 static void emit_training(struct sharder *h)
 {
 	int32_t length = HYPER_COUNT;
 	begin_inserting(h, 12 * h->s->n);
+	h->last_write = find_last_writes(h->p);
 	for (size_t i = 0; i < h->s->n && !h->p->e.code; i++)
 		reduce_bucket(h, &h->s->bucket[i]);
+	free(h->last_write);
 	end_inserting(h);
 	if (h->p->e.code)
 		return;

@@ -99,6 +99,20 @@ static void differentiate(struct program *t)
 	prog_backward(&t->prog, seed, n);
 }
 
+/* The gradient of what a stage was sent goes back as it came: whole, or by the same rows. */
+static void send_back(struct prog *p, int32_t in)
+{
+	struct value *g = &p->value[p->value[in].grad];
+	g->region = R_EDGE;
+	for (int a = 0; a < AXIS_COUNT; a++)
+		if (g->place[a] != p->value[in].place[a])
+			err_set(&p->e, EXIT_INTERNAL,
+			        "program: the gradient for the stage before is %s along %s, what came from "
+			        "it %s",
+			        place_names[g->place[a]], mesh_axis_name((enum mesh_axis)a),
+			        place_names[p->value[in].place[a]]);
+}
+
 /* What goes to the stage before lives on the edge; where backward is in two parts, what comes from the next
  * stage is read late and is kept like an activation. */
 static void place_edges(struct program *t, bool split)
@@ -107,7 +121,7 @@ static void place_edges(struct program *t, bool split)
 	for (int i = 0; i < t->model.spec.n_chunk && !p->e.code; i++) {
 		const struct model_edge *edge = &t->model.edge[i];
 		if (edge->in != NONE)
-			p->value[p->value[edge->in].grad].region = R_EDGE;
+			send_back(p, edge->in);
 		if (split && edge->out_adjoint != NONE)
 			p->value[edge->out_adjoint].region = R_SAVED;
 	}
