@@ -111,11 +111,16 @@ struct space {
 	float *top, *sum, *shrink;
 };
 
+static size_t space_bytes(const struct attention *a)
+{
+	int64_t block = BLOCK_QUERIES * a->padded_size, whole = a->padded_length * a->padded_size;
+	return (size_t)(2 * whole + 2 * block + BLOCK_QUERIES * (BLOCK_KEYS + 3)) * sizeof(float);
+}
+
 static struct space space_of(const struct attention *a, struct stream *s, int part)
 {
 	int64_t block = BLOCK_QUERIES * a->padded_size, whole = a->padded_length * a->padded_size;
-	int64_t words = 2 * whole + 2 * block + BLOCK_QUERIES * (BLOCK_KEYS + 3);
-	struct space p = {.keys = cpu_scratch(s, part, (size_t)words * sizeof(float))};
+	struct space p = {.keys = cpu_scratch(s, part, space_bytes(a))};
 	p.values = p.keys + whole;
 	p.q = p.values + whole;
 	p.o = p.q + block;
@@ -194,16 +199,29 @@ static void forward_part(struct stream *s, void *job, int64_t begin, int64_t end
 	}
 }
 
+/* Few or uneven pairs of sample and key-value head: each is cut so that threads get the same. */
+static int64_t cuts_of(const struct stream *s, const struct attention *a)
+{
+	int64_t pairs = a->samples * a->groups;
+	return pairs % s->num_threads ? s->num_threads : 1;
+}
+
+struct cpu_space cpu_space_attention(const struct stream *s, const union op_arg *arg, const struct tensor *in,
+                                     const struct tensor *out)
+{
+	(void)out;
+	struct attention a = attention_of(arg, &in[0], &in[1]);
+	return (struct cpu_space){0, space_bytes(&a), cpu_parts(s, a.samples * a.groups * cuts_of(s, &a), 1)};
+}
+
 int cpu_fast_attention(struct stream *s, const union op_arg *arg, const struct tensor *in,
                        const struct tensor *out, struct err *e)
 {
-	struct forward f = {attention_of(arg, &in[0], &in[1]), &out[0], &out[1], 1};
+	struct forward f = {attention_of(arg, &in[0], &in[1]), &out[0], &out[1], 0};
 	if (in[0].dtype != DT_f32 && in[0].dtype != DT_bf16)
 		return err_set(e, EXIT_INTERNAL, "attention: qkv is %s; f32 and bf16 are allowed",
 		               dtype_rows[in[0].dtype].name);
-	int64_t pairs = f.a.samples * f.a.groups;
-	if (pairs && pairs % s->num_threads) /* few or uneven pairs: cut each so that threads get the same */
-		f.cuts = s->num_threads;
-	cpu_parallel(s, pairs * f.cuts, 1, forward_part, &f);
+	f.cuts = cuts_of(s, &f.a);
+	cpu_parallel(s, f.a.samples * f.a.groups * f.cuts, 1, forward_part, &f);
 	return 0;
 }

@@ -13,11 +13,16 @@ struct space {
 	float *delta, *lse;
 };
 
+static size_t space_bytes(const struct attention *a)
+{
+	int64_t block = BLOCK_QUERIES * a->padded_size, whole = a->padded_length * a->padded_size;
+	return (size_t)(5 * whole + 3 * block + 2 * BLOCK_QUERIES * (BLOCK_KEYS + 1)) * sizeof(float);
+}
+
 static struct space space_of(const struct attention *a, struct stream *s, int part)
 {
 	int64_t block = BLOCK_QUERIES * a->padded_size, whole = a->padded_length * a->padded_size;
-	int64_t words = 5 * whole + 3 * block + 2 * BLOCK_QUERIES * (BLOCK_KEYS + 1);
-	struct space w = {.keys_across = cpu_scratch(s, part, (size_t)words * sizeof(float))};
+	struct space w = {.keys_across = cpu_scratch(s, part, space_bytes(a))};
 	w.values_across = w.keys_across + whole;
 	w.keys = w.values_across + whole;
 	w.dk = w.keys + whole;
@@ -118,6 +123,14 @@ static void backward_part(struct stream *s, void *job, int64_t begin, int64_t en
 		attention_store(a, b->dqkv, key, a->row, a->length, ATTENTION_LN2, w.dk);
 		attention_store(a, b->dqkv, value, a->row, a->length, 1, w.dv);
 	}
+}
+
+struct cpu_space cpu_space_attention_bwd(const struct stream *s, const union op_arg *arg,
+                                         const struct tensor *in, const struct tensor *out)
+{
+	(void)out;
+	struct attention a = attention_of(arg, &in[1], &in[4]);
+	return (struct cpu_space){0, space_bytes(&a), cpu_parts(s, a.samples * a.groups, 1)};
 }
 
 int cpu_fast_attention_bwd(struct stream *s, const union op_arg *arg, const struct tensor *in,

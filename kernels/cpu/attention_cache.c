@@ -73,13 +73,25 @@ static void attend(const struct cached *c, int64_t n, int64_t head, float *space
 	attention_store(a, c->o, (n * a->heads + head) * a->size, 0, 1, 1 / sum, o);
 }
 
+static size_t space_bytes(const struct attention *a, const struct tensor *keys)
+{
+	return ((size_t)(3 * a->padded_size) + ((size_t)keys->dim[0] + 15) / 16 * 16) * sizeof(float);
+}
+
 static void cache_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
 {
 	const struct cached *c = job;
-	size_t words = (size_t)(3 * c->a.padded_size) + ((size_t)c->keys->dim[0] + 15) / 16 * 16;
-	float *space = cpu_scratch(s, part, words * sizeof *space);
+	float *space = cpu_scratch(s, part, space_bytes(&c->a, c->keys));
 	for (int64_t i = begin; i < end; i++)
 		attend(c, i / c->a.heads, i % c->a.heads, space);
+}
+
+struct cpu_space cpu_space_attention_cache(const struct stream *s, const union op_arg *arg,
+                                           const struct tensor *in, const struct tensor *out)
+{
+	(void)out;
+	struct attention a = attention_of(arg, &in[0], NULL);
+	return (struct cpu_space){0, space_bytes(&a, &in[1]), cpu_parts(s, in[0].dim[0] * a.heads, 1)};
 }
 
 int cpu_fast_attention_cache(struct stream *s, const union op_arg *arg, const struct tensor *in,

@@ -14,11 +14,17 @@
 #include "base/mem.h"
 #include "kernels/kernels.h"
 
-void cpu_parallel(struct stream *s, int64_t n, int64_t grain, cpu_part_fn *fn, void *job)
+int cpu_parts(const struct stream *s, int64_t n, int64_t grain)
 {
 	int64_t most = n / (grain > 1 ? grain : 1);
 	int parts = most < s->num_threads ? (int)most : s->num_threads;
-	if (parts <= 1) {
+	return parts > 1 ? parts : 1;
+}
+
+void cpu_parallel(struct stream *s, int64_t n, int64_t grain, cpu_part_fn *fn, void *job)
+{
+	int parts = cpu_parts(s, n, grain);
+	if (parts == 1) {
 		fn(s, job, 0, n, 0);
 		return;
 	}
@@ -31,9 +37,10 @@ void *cpu_scratch(struct stream *s, int part, size_t bytes)
 {
 	struct cpu_scratch *c = &s->scratch[part < 0 ? s->num_threads : part];
 	if (bytes > c->bytes) {
+		ASSERT(!s->is_told || bytes <= c->expected);
 		free(c->data);
-		c->data = mem_aligned(bytes);
-		c->bytes = bytes;
+		c->bytes = bytes > c->expected ? bytes : c->expected;
+		c->data = mem_aligned(c->bytes);
 	}
 	return c->data;
 }
@@ -114,6 +121,48 @@ static void stream_wait(struct stream *s)
 	(void)s;
 }
 
+struct cpu_space cpu_space_none(const struct stream *s, const union op_arg *arg, const struct tensor *in,
+                                const struct tensor *out)
+{
+	(void)s, (void)arg, (void)in, (void)out;
+	return (struct cpu_space){0};
+}
+
+static cpu_space_fn *const spaces[OP_COUNT] = {
+#define FAST(name, space) [OP_##name] = cpu_space_##space,
+#include "kernels/cpu/fast.def"
+#undef FAST
+};
+
+static void expect(struct cpu_scratch *c, size_t bytes)
+{
+	c->expected = bytes > c->expected ? bytes : c->expected;
+}
+
+static struct workspace stream_workspace(struct stream *s, const struct kernel_call *coming)
+{
+	struct workspace w = {0};
+	s->is_told |= coming != NULL;
+	if (coming && spaces[coming->op]) {
+		struct cpu_space need = spaces[coming->op](s, coming->arg, coming->in, coming->out);
+		expect(&s->scratch[s->num_threads], need.shared);
+		for (int i = 0; i < need.parts; i++)
+			expect(&s->scratch[i], need.part);
+	}
+	for (int i = 0; i <= s->num_threads; i++) {
+		w.expected += (int64_t)mem_reserved(s->scratch[i].expected);
+		w.held += (int64_t)mem_reserved(s->scratch[i].bytes);
+	}
+	return w;
+}
+
+/* The reference kernels take their few rows from the heap and give them back. */
+static struct workspace no_workspace(struct stream *s, const struct kernel_call *coming)
+{
+	(void)s, (void)coming;
+	return (struct workspace){0};
+}
+
 static int probe(struct err *e)
 {
 	(void)e;
@@ -168,18 +217,18 @@ static kernel_fn *const fast_kernels[OP_COUNT] = {
 #define OP(name, n_in, n_out, flags, doc) REFERENCE_ROW(name, flags),
 #include "op/ops.def"
 #undef OP
-#define FAST(name) [OP_##name] = cpu_fast_##name,
+#define FAST(name, space) [OP_##name] = cpu_fast_##name,
 #include "kernels/cpu/fast.def"
 #undef FAST
 };
 #pragma GCC diagnostic pop
 
-#define CPU_BACKEND(name, describe, kernels)                                                                \
+#define CPU_BACKEND(name, describe, workspace, kernels)                                                     \
 	{                                                                                                   \
 		name, probe, describe, stream_open, stream_close, memory_alloc, memory_free, memory_upload, \
-		        memory_download, memory_zero, stream_wait, kernels                                  \
+		        memory_download, memory_zero, stream_wait, workspace, kernels                       \
 	}
 
 const struct backend cpu_reference_backend =
-        CPU_BACKEND("cpu_reference", describe_reference, reference_kernels);
-const struct backend cpu_backend = CPU_BACKEND("cpu", describe_fast, fast_kernels);
+        CPU_BACKEND("cpu_reference", describe_reference, no_workspace, reference_kernels);
+const struct backend cpu_backend = CPU_BACKEND("cpu", describe_fast, stream_workspace, fast_kernels);

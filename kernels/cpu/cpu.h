@@ -9,13 +9,14 @@
 #ifndef PENTAD_KERNELS_CPU_CPU_H
 #define PENTAD_KERNELS_CPU_CPU_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "backend/backend.h"
 #include "base/err.h"
 
-/* On a leaf function without OpenMP regions. Helpers it uses must be CPU_INLINE to be compiled with it. The thread
- * sanitizer is not up yet when the loader asks which clone to take. */
+/* On a leaf function without OpenMP regions. Helpers it uses must be CPU_INLINE to be compiled with it. The
+ * thread sanitizer is not up yet when the loader asks which clone to take. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
         !defined(__SANITIZE_THREAD__)
 #define CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -28,18 +29,30 @@ enum { CPU_BLOCK = 1024 }; /* elements that a kernel holds in f32 at a time: 4 K
 
 struct cpu_scratch {
 	void *data;
-	size_t bytes;
+	size_t bytes, expected; /* expected: the most that any call told of asks for */
 };
 
 struct stream {
 	int num_threads;
 	struct cpu_scratch *scratch; /* [num_threads + 1]: one per part of cpu_parallel, the last for all */
+	bool is_told;                /* of the calls that will come: backend->workspace */
 };
 
 #define OP(name, n_in, n_out, flags, doc) kernel_fn cpu_ref_##name;
 #include "op/ops.def"
 #undef OP
-#define FAST(name) kernel_fn cpu_fast_##name;
+
+/* What one call asks cpu_scratch for at most: bytes of the whole call, and of each part below `parts`. */
+struct cpu_space {
+	size_t shared, part;
+	int parts;
+};
+typedef struct cpu_space cpu_space_fn(const struct stream *s, const union op_arg *arg,
+                                      const struct tensor *in, const struct tensor *out);
+
+#define FAST(name, space)          \
+	kernel_fn cpu_fast_##name; \
+	cpu_space_fn cpu_space_##space;
 #include "kernels/cpu/fast.def"
 #undef FAST
 
@@ -49,9 +62,13 @@ typedef void cpu_part_fn(struct stream *s, void *job, int64_t begin, int64_t end
 /* Cuts [0, n) into at most num_threads contiguous parts of at least `grain` items and runs them at once.
  * One part runs in the caller without a team. */
 void cpu_parallel(struct stream *s, int64_t n, int64_t grain, cpu_part_fn *fn, void *job);
+/* How many parts that are, 1 or more. */
+int cpu_parts(const struct stream *s, int64_t n, int64_t grain);
 
-/* 64-byte-aligned memory of a part (CPU_SHARED: of the whole call), valid until the same is asked again.
- * Grows the first times and is kept, so the steady state allocates nothing; contents are left over. */
+/* 64-byte-aligned memory of a part (CPU_SHARED: of the whole call), valid until the same is asked again;
+ * contents are left over. It is allocated once, with what the calls told of need, or grows the first times
+ * where the stream was told of none: the steady state allocates nothing. What a kernel asks for is what its
+ * cpu_space function says. */
 enum { CPU_SHARED = -1 };
 void *cpu_scratch(struct stream *s, int part, size_t bytes);
 

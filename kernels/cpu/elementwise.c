@@ -72,6 +72,15 @@ static void bias_add_part(struct stream *s, void *job, int64_t begin, int64_t en
 		}
 }
 
+struct cpu_space cpu_space_bias_add(const struct stream *s, const union op_arg *arg, const struct tensor *in,
+                                    const struct tensor *out)
+{
+	(void)arg, (void)out;
+	int64_t width = tensor_row(&in[0]);
+	return (struct cpu_space){0, (size_t)width * sizeof(float),
+	                          cpu_parts(s, in[0].dim[0], row_grain(width))};
+}
+
 int cpu_fast_bias_add(struct stream *s, const union op_arg *arg, const struct tensor *in,
                       const struct tensor *out, struct err *e)
 {
@@ -354,14 +363,34 @@ static void square_sum_part(struct stream *s, void *job, int64_t begin, int64_t 
 	}
 }
 
+/* Elements of one partial sum, of which there are at most 512. */
+static int64_t square_sum_chunk(int64_t count)
+{
+	return CPU_BLOCK * (count / (CPU_BLOCK * 512) + 1);
+}
+
+/* The same on a rank that does not count x: ranks of a stage plan alike. */
+static size_t square_sum_bytes(const struct tensor *x)
+{
+	int64_t count = tensor_count(x), chunk = square_sum_chunk(count);
+	return (size_t)((count + chunk - 1) / chunk + 1) * sizeof(double);
+}
+
+struct cpu_space cpu_space_square_sum(const struct stream *s, const union op_arg *arg,
+                                      const struct tensor *in, const struct tensor *out)
+{
+	(void)s, (void)arg, (void)out;
+	return (struct cpu_space){.shared = square_sum_bytes(&in[0])};
+}
+
 int cpu_fast_square_sum(struct stream *s, const union op_arg *arg, const struct tensor *in,
                         const struct tensor *out, struct err *e)
 {
 	(void)e;
 	struct job j = {.in = in, .out = out, .count = arg->square_sum.counts ? tensor_count(&in[0]) : 0};
-	j.chunk = CPU_BLOCK * (j.count / (CPU_BLOCK * 512) + 1); /* at most 512 partial sums */
+	j.chunk = square_sum_chunk(j.count);
+	j.partial = cpu_scratch(s, CPU_SHARED, square_sum_bytes(&in[0]));
 	int64_t chunks = (j.count + j.chunk - 1) / j.chunk;
-	j.partial = cpu_scratch(s, CPU_SHARED, (size_t)(chunks + 1) * sizeof *j.partial);
 	cpu_parallel(s, chunks, GRAIN / j.chunk, square_sum_part, &j);
 	double sum = 0;
 	for (int64_t k = 0; k < chunks; k++)

@@ -2,13 +2,34 @@
 
 #include <string.h>
 
+enum { SUM_GRAIN = 1024 };
+
+static struct fold fold_of(int64_t rows, int64_t width)
+{
+	int64_t block_rows = rows > 64 * 64 ? (rows + 63) / 64 : 64;
+	return (struct fold){.rows = rows,
+	                     .width = width,
+	                     .block_rows = block_rows,
+	                     .blocks = (rows + block_rows - 1) / block_rows};
+}
+
+static size_t fold_bytes(const struct fold *f)
+{
+	return (size_t)(f->blocks * f->width) * sizeof *f->partial;
+}
+
 void fold_open(struct fold *f, struct stream *s, int64_t rows, int64_t width)
 {
-	f->rows = rows;
-	f->width = width;
-	f->block_rows = rows > 64 * 64 ? (rows + 63) / 64 : 64;
-	f->blocks = (rows + f->block_rows - 1) / f->block_rows;
-	f->partial = cpu_scratch(s, CPU_SHARED, (size_t)(f->blocks * width) * sizeof *f->partial);
+	*f = fold_of(rows, width);
+	f->partial = cpu_scratch(s, CPU_SHARED, fold_bytes(f));
+}
+
+struct cpu_space fold_space(const struct stream *s, int64_t rows, int64_t width, int64_t most)
+{
+	struct fold f = fold_of(rows, width);
+	int parts = cpu_parts(s, most, SUM_GRAIN), fillers = cpu_parts(s, f.blocks, 1);
+	return (struct cpu_space){fold_bytes(&f), (size_t)((most + parts - 1) / parts) * sizeof *f.partial,
+	                          parts > fillers ? parts : fillers};
 }
 
 float *fold_block(const struct fold *f, int64_t k)
@@ -52,5 +73,5 @@ static void fold_part(struct stream *s, void *job, int64_t begin, int64_t end, i
 void fold_sum(struct fold *f, struct stream *s, int64_t first, const struct tensor *out)
 {
 	struct job j = {f, out, first};
-	cpu_parallel(s, tensor_count(out), 1024, fold_part, &j);
+	cpu_parallel(s, tensor_count(out), SUM_GRAIN, fold_part, &j);
 }

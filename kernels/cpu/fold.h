@@ -13,6 +13,9 @@ struct fold {
 
 /* At least 64 rows a block and at most 64 blocks; `width` sums each. */
 void fold_open(struct fold *f, struct stream *s, int64_t rows, int64_t width);
+/* What fold_open and fold_sum ask cpu_scratch for, where the largest sum has `most` elements and a part fills
+ * whole blocks. */
+struct cpu_space fold_space(const struct stream *s, int64_t rows, int64_t width, int64_t most);
 /* The sums of block k, zeroed: call once a block, from the part that fills it. */
 float *fold_block(const struct fold *f, int64_t k);
 /* First row of block k; of block `blocks`: the number of rows. */

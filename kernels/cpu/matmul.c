@@ -22,12 +22,12 @@ const struct matmul_impl *matmul_at(int i)
 }
 
 /* The first that has one, whatever the shape: the same for a shape during a run. */
-static matmul_fn *choose(enum dtype dtype)
+static const struct matmul_impl *choose(enum dtype dtype)
 {
 	int i = 0;
 	while (!matmul_at(i)->run[dtype])
 		i++;
-	return matmul_at(i)->run[dtype];
+	return matmul_at(i);
 }
 
 static bool is_narrow(const struct tensor *t)
@@ -45,60 +45,78 @@ static int run(struct stream *s, const char *op, const struct tensor *in, const 
 		               dtype_rows[in[0].dtype].name, dtype_rows[in[1].dtype].name,
 		               dtype_rows[g->c_dtype].name);
 	if (g->k > 0 && g->m > 0 && g->n > 0)
-		choose(g->dtype)(s, g);
+		choose(g->dtype)->run[g->dtype](s, g);
 	else if (!g->acc) /* no rows: a gradient of zero */
 		memset(g->c, 0, (size_t)(g->m * g->n) * dtype_rows[g->c_dtype].bytes);
 	return 0;
 }
 
-int cpu_fast_linear(struct stream *s, const union op_arg *arg, const struct tensor *in,
-                    const struct tensor *out, struct err *e)
+static struct cpu_space space(const struct stream *s, const struct matmul *g)
 {
-	(void)arg;
-	const struct matmul g = {.m = in[0].dim[0],
-	                         .n = in[1].dim[0],
-	                         .k = tensor_row(&in[0]),
-	                         .a = in[0].data,
-	                         .b = in[1].data,
-	                         .b_transposed = true,
-	                         .dtype = in[0].dtype,
-	                         .c = out[0].data,
-	                         .c_dtype = out[0].dtype,
-	                         .bias = in[2].data ? &in[2] : NULL};
-	return run(s, "linear", in, &g, e);
+	if (!(g->k > 0 && g->m > 0 && g->n > 0))
+		return (struct cpu_space){0};
+	return choose(g->dtype)->space(s, g);
 }
 
-int cpu_fast_linear_dx(struct stream *s, const union op_arg *arg, const struct tensor *in,
-                       const struct tensor *out, struct err *e)
-{
-	(void)arg;
-	const struct matmul g = {.m = in[0].dim[0],
-	                         .n = tensor_row(&in[1]),
-	                         .k = tensor_row(&in[0]),
-	                         .a = in[0].data,
-	                         .b = in[1].data,
-	                         .dtype = in[0].dtype,
-	                         .c = out[0].data,
-	                         .c_dtype = out[0].dtype};
-	return run(s, "linear_dx", in, &g, e);
-}
+/* The products of a linear layer. */
+#define PRODUCT(op, problem)                                                                  \
+	int cpu_fast_##op(struct stream *s, const union op_arg *arg, const struct tensor *in, \
+	                  const struct tensor *out, struct err *e)                            \
+	{                                                                                     \
+		(void)arg;                                                                    \
+		const struct matmul g = problem(in, out);                                     \
+		return run(s, #op, in, &g, e);                                                \
+	}                                                                                     \
+	struct cpu_space cpu_space_##op(const struct stream *s, const union op_arg *arg,      \
+	                                const struct tensor *in, const struct tensor *out)    \
+	{                                                                                     \
+		(void)arg;                                                                    \
+		const struct matmul g = problem(in, out);                                     \
+		return space(s, &g);                                                          \
+	}
 
-int cpu_fast_linear_dw(struct stream *s, const union op_arg *arg, const struct tensor *in,
-                       const struct tensor *out, struct err *e)
+static struct matmul forward(const struct tensor *in, const struct tensor *out)
 {
-	(void)arg;
-	const struct matmul g = {.m = tensor_row(&in[0]),
-	                         .n = tensor_row(&in[1]),
-	                         .k = in[0].dim[0],
-	                         .a = in[0].data,
-	                         .b = in[1].data,
-	                         .a_transposed = true,
-	                         .dtype = in[0].dtype,
-	                         .c = out[0].data,
-	                         .c_dtype = out[0].dtype,
-	                         .acc = out[0].acc};
-	return run(s, "linear_dw", in, &g, e);
+	return (struct matmul){.m = in[0].dim[0],
+	                       .n = in[1].dim[0],
+	                       .k = tensor_row(&in[0]),
+	                       .a = in[0].data,
+	                       .b = in[1].data,
+	                       .b_transposed = true,
+	                       .dtype = in[0].dtype,
+	                       .c = out[0].data,
+	                       .c_dtype = out[0].dtype,
+	                       .bias = in[2].data ? &in[2] : NULL};
 }
+PRODUCT(linear, forward)
+
+static struct matmul input_gradient(const struct tensor *in, const struct tensor *out)
+{
+	return (struct matmul){.m = in[0].dim[0],
+	                       .n = tensor_row(&in[1]),
+	                       .k = tensor_row(&in[0]),
+	                       .a = in[0].data,
+	                       .b = in[1].data,
+	                       .dtype = in[0].dtype,
+	                       .c = out[0].data,
+	                       .c_dtype = out[0].dtype};
+}
+PRODUCT(linear_dx, input_gradient)
+
+static struct matmul weight_gradient(const struct tensor *in, const struct tensor *out)
+{
+	return (struct matmul){.m = tensor_row(&in[0]),
+	                       .n = tensor_row(&in[1]),
+	                       .k = in[0].dim[0],
+	                       .a = in[0].data,
+	                       .b = in[1].data,
+	                       .a_transposed = true,
+	                       .dtype = in[0].dtype,
+	                       .c = out[0].data,
+	                       .c_dtype = out[0].dtype,
+	                       .acc = out[0].acc};
+}
+PRODUCT(linear_dw, weight_gradient)
 
 enum { SUM_ROWS = 64, SUM_COLUMNS = 256 };
 

@@ -12,6 +12,7 @@
 
 struct stream;
 struct tile;
+struct cpu_space;
 
 /* C[m,n] <- (acc: +=) A[m,k] B[k,n] (+ bias[n]), row-major and contiguous. A transposed operand is stored
  * the other way round: A as [k,m], B as [n,k]. */
@@ -32,10 +33,12 @@ struct matmul_impl {
 	const char *name; /* "own kernels", "oneDNN 2.6.3"; static storage */
 	matmul_fn
 	        *run[DT_COUNT]; /* by the type of the operands; NULL where it has none or is not the faster */
+	/* What run asks cpu_scratch for. */
+	struct cpu_space (*space)(const struct stream *s, const struct matmul *g);
 };
 
 const struct matmul_impl *matmul_blocked(void);
-/* NULL in a build without oneDNN. It leaves to the own kernel what its library cannot. */
+/* NULL in a build without oneDNN. */
 const struct matmul_impl *matmul_onednn(void);
 /* Row i, in order of preference, of those that this build has; NULL behind the last. */
 const struct matmul_impl *matmul_at(int i);

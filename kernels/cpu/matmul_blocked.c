@@ -233,29 +233,72 @@ static struct job job_init(const struct matmul *g, const struct tile *tile)
 	                    .word_elements = pairs ? 2 : 1};
 }
 
+/* How much of the problem is packed at a time: elements of m and n, words of k; whole panels. */
+struct packed {
+	int64_t words, m, n, k;
+	bool wide; /* the depth does not fit, and sums in C would be rounded */
+};
+
+static struct packed pack_sizes(struct job *j)
+{
+	const struct matmul *g = j->g;
+	struct packed p = {.words = ceil_div(g->k, j->word_elements)};
+	j->depth = ceil_div(p.words, ceil_div(p.words, DEPTH));
+	p.k = min64(p.words, MAX_DEPTH / j->depth * j->depth);
+	p.m = min64(round_up(g->m, TILE_ROWS), MAX_PACKED / p.k / BLOCK_ROWS * BLOCK_ROWS);
+	p.n = min64(round_up(g->n, j->tile->columns), MAX_PACKED / p.k / BLOCK_COLUMNS * BLOCK_COLUMNS);
+	p.wide = p.k < p.words && g->c_dtype != DT_f32;
+	return p;
+}
+
+static size_t packed_bytes(const struct packed *p)
+{
+	return (size_t)(p->m * p->k + p->n * p->k + (p->wide ? p->m * p->n : 0)) * sizeof(uint32_t);
+}
+
 void matmul_blocked_with(struct stream *s, const struct matmul *g, const struct tile *tile)
 {
 	struct job j = job_init(g, tile);
-	int64_t words = ceil_div(g->k, j.word_elements), columns = tile->columns;
-	j.depth = ceil_div(words, ceil_div(words, DEPTH));
-	int64_t size_k = min64(words, MAX_DEPTH / j.depth * j.depth);
-	int64_t size_m = min64(round_up(g->m, TILE_ROWS), MAX_PACKED / size_k / BLOCK_ROWS * BLOCK_ROWS);
-	int64_t size_n = min64(round_up(g->n, columns), MAX_PACKED / size_k / BLOCK_COLUMNS * BLOCK_COLUMNS);
-	bool wide = size_k < words && g->c_dtype != DT_f32;
-	size_t words_a = (size_t)(size_m * size_k), words_b = (size_t)(size_n * size_k);
-	size_t words_wide = wide ? (size_t)(size_m * size_n) : 0;
-	j.a = cpu_scratch(s, CPU_SHARED, (words_a + words_b + words_wide) * sizeof *j.a);
-	j.b = j.a + words_a;
-	j.wide = wide ? (float *)(j.b + words_b) : NULL;
-	j.wide_pitch = size_n;
-	for (int64_t n = 0; n < g->n; n += size_n) {
+	struct packed p = pack_sizes(&j);
+	j.a = cpu_scratch(s, CPU_SHARED, packed_bytes(&p));
+	j.b = j.a + p.m * p.k;
+	j.wide = p.wide ? (float *)(j.b + p.n * p.k) : NULL;
+	j.wide_pitch = p.n;
+	for (int64_t n = 0; n < g->n; n += p.n) {
 		struct extent packed_b = {-1, 0};
-		j.n = piece(n, size_n, g->n);
-		for (int64_t m = 0; m < g->m; m += size_m) {
-			j.m = piece(m, size_m, g->m);
-			run_super_block(s, &j, words, size_k, &packed_b);
+		j.n = piece(n, p.n, g->n);
+		for (int64_t m = 0; m < g->m; m += p.m) {
+			j.m = piece(m, p.m, g->m);
+			run_super_block(s, &j, p.words, p.k, &packed_b);
 		}
 	}
+}
+
+/* The largest block of one super block, as sums_at pads it. */
+static void grow_space(struct cpu_space *need, struct job *j, const struct stream *s)
+{
+	choose_blocks(j, s->num_threads);
+	int64_t rows = ceil_div(ceil_div(j->m.count, TILE_ROWS), j->blocks_down) * TILE_ROWS;
+	int64_t columns =
+	        ceil_div(ceil_div(j->n.count, j->tile->columns), j->blocks_across) * j->tile->columns;
+	size_t bytes = (size_t)(rows * columns) * sizeof(float);
+	int parts = cpu_parts(s, j->blocks_down * j->blocks_across, 1);
+	need->part = bytes > need->part ? bytes : need->part;
+	need->parts = parts > need->parts ? parts : need->parts;
+}
+
+static struct cpu_space blocked_space(const struct stream *s, const struct matmul *g)
+{
+	struct job j = job_init(g, tile_best());
+	struct packed p = pack_sizes(&j);
+	struct cpu_space need = {.shared = packed_bytes(&p)};
+	for (int64_t n = 0; n < g->n && !p.wide && g->c_dtype != DT_f32; n += p.n)
+		for (int64_t m = 0; m < g->m; m += p.m) {
+			j.n = piece(n, p.n, g->n);
+			j.m = piece(m, p.m, g->m);
+			grow_space(&need, &j, s);
+		}
+	return need;
 }
 
 static void blocked(struct stream *s, const struct matmul *g)
@@ -265,6 +308,7 @@ static void blocked(struct stream *s, const struct matmul *g)
 
 const struct matmul_impl *matmul_blocked(void)
 {
-	static const struct matmul_impl impl = {"own kernels", {[DT_f32] = blocked, [DT_bf16] = blocked}};
+	static const struct matmul_impl impl = {
+	        "own kernels", {[DT_f32] = blocked, [DT_bf16] = blocked}, blocked_space};
 	return &impl;
 }

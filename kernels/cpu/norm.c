@@ -14,10 +14,37 @@ struct job {
 	struct fold fold;
 };
 
-/* Buffer k of this part, each of `width` elements. */
+/* Rows in f32 that a part works in. */
+enum { LAYERNORM_ROWS = 4, RMSNORM_ROWS = 3, NORM_BWD_ROWS = 5 };
+
+/* `count` buffers of this part, each of `width` elements. */
 static float *part_buffers(struct stream *s, int part, int count, int64_t width)
 {
 	return cpu_scratch(s, part, (size_t)count * (size_t)width * sizeof(float));
+}
+
+/* Below it a further thread costs more than it brings. */
+static int64_t row_grain(int64_t width)
+{
+	return 8192 / width + 1;
+}
+
+/* A kernel over the rows of x that works in `elements` of f32 a part. */
+static struct cpu_space rows_space(const struct stream *s, const struct tensor *x, int64_t elements)
+{
+	return (struct cpu_space){0, (size_t)elements * sizeof(float),
+	                          cpu_parts(s, x->dim[0], row_grain(tensor_row(x)))};
+}
+
+/* A gradient of the same, and the sums over all rows: `sums` for each of the gradients it ends in, `width` in
+ * all. */
+static struct cpu_space rows_bwd_space(const struct stream *s, const struct tensor *x, int64_t elements,
+                                       int64_t width, int64_t sums)
+{
+	struct cpu_space need = fold_space(s, x->dim[0], width, sums);
+	size_t part = (size_t)elements * sizeof(float);
+	need.part = part > need.part ? part : need.part;
+	return need;
 }
 
 CPU_CLONES static float row_sum(const float *x, int64_t n)
@@ -96,7 +123,8 @@ static void layernorm_part(struct stream *s, void *job, int64_t begin, int64_t e
 {
 	const struct job *j = job;
 	int64_t width = j->width;
-	float *buffer = part_buffers(s, part, 4, width), *mean = j->out[1].data, *rstd = j->out[2].data;
+	float *buffer = part_buffers(s, part, LAYERNORM_ROWS, width), *mean = j->out[1].data,
+	      *rstd = j->out[2].data;
 	const float *w = cpu_read(&j->in[1], 0, width, buffer);
 	const float *b = cpu_read(&j->in[2], 0, width, buffer + width);
 	for (int64_t n = begin; n < end; n++) {
@@ -109,12 +137,19 @@ static void layernorm_part(struct stream *s, void *job, int64_t begin, int64_t e
 	}
 }
 
+struct cpu_space cpu_space_layernorm(const struct stream *s, const union op_arg *arg, const struct tensor *in,
+                                     const struct tensor *out)
+{
+	(void)arg, (void)out;
+	return rows_space(s, &in[0], LAYERNORM_ROWS * tensor_row(&in[0]));
+}
+
 int cpu_fast_layernorm(struct stream *s, const union op_arg *arg, const struct tensor *in,
                        const struct tensor *out, struct err *e)
 {
 	(void)e;
 	struct job j = {.arg = arg, .in = in, .out = out, .rows = in[0].dim[0], .width = tensor_row(&in[0])};
-	cpu_parallel(s, j.rows, 8192 / j.width + 1, layernorm_part, &j);
+	cpu_parallel(s, j.rows, row_grain(j.width), layernorm_part, &j);
 	return 0;
 }
 
@@ -137,7 +172,7 @@ static void norm_row_bwd(const struct job *j, const struct tensor *addend, int64
 static void layernorm_bwd_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
 {
 	struct job *j = job;
-	float *buffer = part_buffers(s, part, 5, j->width);
+	float *buffer = part_buffers(s, part, NORM_BWD_ROWS, j->width);
 	const float *mean = j->in[3].data, *rstd = j->in[4].data;
 	const float *w = cpu_read(&j->in[2], 0, j->width, buffer);
 	for (int64_t k = begin; k < end; k++) {
@@ -145,6 +180,14 @@ static void layernorm_bwd_part(struct stream *s, void *job, int64_t begin, int64
 		for (int64_t n = fold_first(&j->fold, k); n < fold_first(&j->fold, k + 1); n++)
 			norm_row_bwd(j, &j->in[5], n, w, mean[n], rstd[n], dw, db, buffer + j->width);
 	}
+}
+
+struct cpu_space cpu_space_layernorm_bwd(const struct stream *s, const union op_arg *arg,
+                                         const struct tensor *in, const struct tensor *out)
+{
+	(void)arg, (void)out;
+	int64_t width = tensor_row(&in[0]);
+	return rows_bwd_space(s, &in[0], NORM_BWD_ROWS * width, 2 * width, width);
 }
 
 int cpu_fast_layernorm_bwd(struct stream *s, const union op_arg *arg, const struct tensor *in,
@@ -168,7 +211,7 @@ static void rmsnorm_part(struct stream *s, void *job, int64_t begin, int64_t end
 {
 	const struct job *j = job;
 	int64_t width = j->width;
-	float *buffer = part_buffers(s, part, 3, width), *rstd = j->out[1].data;
+	float *buffer = part_buffers(s, part, RMSNORM_ROWS, width), *rstd = j->out[1].data;
 	const float *w = cpu_read(&j->in[1], 0, width, buffer);
 	for (int64_t n = begin; n < end; n++) {
 		const float *x = cpu_read(&j->in[0], n * width, width, buffer + width);
@@ -179,25 +222,40 @@ static void rmsnorm_part(struct stream *s, void *job, int64_t begin, int64_t end
 	}
 }
 
+struct cpu_space cpu_space_rmsnorm(const struct stream *s, const union op_arg *arg, const struct tensor *in,
+                                   const struct tensor *out)
+{
+	(void)arg, (void)out;
+	return rows_space(s, &in[0], RMSNORM_ROWS * tensor_row(&in[0]));
+}
+
 int cpu_fast_rmsnorm(struct stream *s, const union op_arg *arg, const struct tensor *in,
                      const struct tensor *out, struct err *e)
 {
 	(void)e;
 	struct job j = {.arg = arg, .in = in, .out = out, .rows = in[0].dim[0], .width = tensor_row(&in[0])};
-	cpu_parallel(s, j.rows, 8192 / j.width + 1, rmsnorm_part, &j);
+	cpu_parallel(s, j.rows, row_grain(j.width), rmsnorm_part, &j);
 	return 0;
 }
 
 static void rmsnorm_bwd_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
 {
 	struct job *j = job;
-	float *buffer = part_buffers(s, part, 5, j->width);
+	float *buffer = part_buffers(s, part, NORM_BWD_ROWS, j->width);
 	const float *rstd = j->in[3].data, *w = cpu_read(&j->in[2], 0, j->width, buffer);
 	for (int64_t k = begin; k < end; k++) {
 		float *dw = fold_block(&j->fold, k);
 		for (int64_t n = fold_first(&j->fold, k); n < fold_first(&j->fold, k + 1); n++)
 			norm_row_bwd(j, &j->in[4], n, w, 0, rstd[n], dw, NULL, buffer + j->width);
 	}
+}
+
+struct cpu_space cpu_space_rmsnorm_bwd(const struct stream *s, const union op_arg *arg,
+                                       const struct tensor *in, const struct tensor *out)
+{
+	(void)arg, (void)out;
+	int64_t width = tensor_row(&in[0]);
+	return rows_bwd_space(s, &in[0], NORM_BWD_ROWS * width, width, width);
 }
 
 int cpu_fast_rmsnorm_bwd(struct stream *s, const union op_arg *arg, const struct tensor *in,
@@ -234,12 +292,19 @@ static void qk_norm_part(struct stream *s, void *job, int64_t begin, int64_t end
 	}
 }
 
+struct cpu_space cpu_space_qk_norm(const struct stream *s, const union op_arg *arg, const struct tensor *in,
+                                   const struct tensor *out)
+{
+	(void)out;
+	return rows_space(s, &in[0], 2 * (tensor_row(&in[0]) + arg->norm.head_dim));
+}
+
 int cpu_fast_qk_norm(struct stream *s, const union op_arg *arg, const struct tensor *in,
                      const struct tensor *out, struct err *e)
 {
 	(void)e;
 	struct job j = {.arg = arg, .in = in, .out = out, .rows = in[0].dim[0], .width = tensor_row(&in[0])};
-	cpu_parallel(s, j.rows, 8192 / j.width + 1, qk_norm_part, &j);
+	cpu_parallel(s, j.rows, row_grain(j.width), qk_norm_part, &j);
 	return 0;
 }
 
@@ -278,6 +343,14 @@ static void qk_norm_bwd_part(struct stream *s, void *job, int64_t begin, int64_t
 		for (int64_t n = fold_first(&j->fold, k); n < fold_first(&j->fold, k + 1); n++)
 			qk_row_bwd(j, n, w, dw, buffer + 2 * size);
 	}
+}
+
+struct cpu_space cpu_space_qk_norm_bwd(const struct stream *s, const union op_arg *arg,
+                                       const struct tensor *in, const struct tensor *out)
+{
+	(void)out;
+	int64_t size = arg->norm.head_dim, width = tensor_row(&in[0]);
+	return rows_bwd_space(s, &in[0], 3 * width + 2 * size, 2 * size, size);
 }
 
 int cpu_fast_qk_norm_bwd(struct stream *s, const union op_arg *arg, const struct tensor *in,

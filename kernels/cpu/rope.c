@@ -31,6 +31,11 @@ static float *row_open(const struct job *j, int64_t n, float *buffer)
 	return y;
 }
 
+static int64_t row_grain(int64_t width)
+{
+	return 8192 / width + 1;
+}
+
 static void rope_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
 {
 	const struct job *j = job;
@@ -47,6 +52,15 @@ static void rope_part(struct stream *s, void *job, int64_t begin, int64_t end, i
 	}
 }
 
+struct cpu_space cpu_space_rope(const struct stream *s, const union op_arg *arg, const struct tensor *in,
+                                const struct tensor *out)
+{
+	(void)arg, (void)out;
+	int64_t width = tensor_row(&in[0]);
+	return (struct cpu_space){0, (size_t)width * sizeof(float),
+	                          cpu_parts(s, in[0].dim[0], row_grain(width))};
+}
+
 int cpu_fast_rope(struct stream *s, const union op_arg *arg, const struct tensor *in,
                   const struct tensor *out, struct err *e)
 {
@@ -59,6 +73,6 @@ int cpu_fast_rope(struct stream *s, const union op_arg *arg, const struct tensor
 			               "rope: position %d of row %lld is outside the table of %d",
 			               position[n], (long long)n, in[1].dim[0]);
 	struct job j = {arg, in, out, tensor_row(&in[0]), tensor_row(&in[1]) / 2};
-	cpu_parallel(s, in[0].dim[0], 8192 / j.width + 1, rope_part, &j);
+	cpu_parallel(s, in[0].dim[0], row_grain(j.width), rope_part, &j);
 	return 0;
 }

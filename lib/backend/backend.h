@@ -12,6 +12,16 @@ struct stream; /* an order of execution on one device; the backend's own */
 typedef int kernel_fn(struct stream *s, const union op_arg *arg, const struct tensor *in,
                       const struct tensor *out, struct err *e);
 
+struct kernel_call { /* a call by its shapes: tensors have no data, one that is absent has nd 0 */
+	enum op op;
+	const union op_arg *arg;
+	const struct tensor *in, *out;
+};
+
+struct workspace { /* bytes of working memory of a stream's kernels, beside their tensors */
+	int64_t expected, held;
+};
+
 struct backend {
 	const char *name;
 	/* 0 where the device can be used, else EXIT_UNAVAILABLE with the reason. */
@@ -26,6 +36,10 @@ struct backend {
 	void (*download)(struct stream *s, void *host, const void *device, size_t bytes);
 	void (*zero)(struct stream *s, void *device, size_t bytes);
 	void (*wait)(struct stream *s);
+	/* Tells the stream of a call that is to come (NULL: of none) and returns what its kernels will hold
+	 * and what they hold now. From the first call told of they take no more than those told of need: to
+	 * exceed it is our fault, and fatal. Allocates nothing itself. */
+	struct workspace (*workspace)(struct stream *s, const struct kernel_call *coming);
 	kernel_fn *const *kernel; /* [OP_COUNT]; COMM rows are NULL */
 };
 

@@ -1,6 +1,7 @@
 #include "base/mem.h"
 #include "base/err.h"
 
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,18 +49,40 @@ void *mem_grow(void *p, size_t n, size_t *cap, size_t size_bytes)
 	return mem_resize(p, *cap, size_bytes);
 }
 
+enum { HUGE_PAGE = 2 << 20, CACHE_LINE = 64 };
+
+static size_t alignment_of(size_t bytes)
+{
+	return bytes > (size_t)2 * HUGE_PAGE ? HUGE_PAGE : CACHE_LINE;
+}
+
+size_t mem_reserved(size_t bytes)
+{
+	size_t align = alignment_of(bytes);
+	return bytes > SIZE_MAX - align ? SIZE_MAX : (bytes + align - 1) / align * align;
+}
+
 void *mem_aligned(size_t bytes)
 {
-	const size_t huge = (size_t)2 << 20;
-	size_t align = bytes > 2 * huge ? huge : 64;
-	size_t total = (bytes + align) / align * align;
-	void *p = total < bytes ? NULL : aligned_alloc(align, total);
+	size_t align = alignment_of(bytes), total = mem_reserved(bytes ? bytes : 1);
+	void *p = total == SIZE_MAX ? NULL : aligned_alloc(align, total);
 	if (!p)
 		out_of_memory(bytes, 1);
-	if (align == huge)
+	if (align == HUGE_PAGE)
 		madvise(p, total, MADV_HUGEPAGE);
 	return memset(p, 0, total);
 }
+
+#ifdef __GLIBC__
+void mem_trim(void)
+{
+	malloc_trim(0);
+}
+#else
+void mem_trim(void)
+{
+}
+#endif
 
 char *mem_strdup(const char *s)
 {

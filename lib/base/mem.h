@@ -17,6 +17,10 @@ void *mem_resize(void *p, size_t n, size_t size_bytes);
 void *mem_grow(void *p, size_t n, size_t *cap, size_t size_bytes);
 /* Zeroed, 64-byte-aligned (2 MiB above 4 MiB, with huge pages advised); freed with free(). */
 void *mem_aligned(size_t bytes);
+/* What mem_aligned takes for as many bytes: whole huge pages above 4 MiB. All of it is resident. */
+size_t mem_reserved(size_t bytes);
+/* Gives freed memory that the process still holds back to the system. */
+void mem_trim(void);
 char *mem_strdup(const char *s);
 
 /* true and *out = a·b (or a+b) where that fits in size_t. */

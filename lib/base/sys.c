@@ -212,6 +212,31 @@ int sys_sync_dir(const char *path, struct err *e)
 	return bad ? e->code : 0;
 }
 
+/* A field of /proc/self/status, in bytes: "VmHWM:	  731224 kB". */
+static int64_t status_field(const char *name)
+{
+	char text[8192];
+	int fd = sys.open("/proc/self/status", O_RDONLY, 0);
+	ssize_t n = fd < 0 ? -1 : sys.read(fd, text, sizeof text - 1);
+	if (fd >= 0)
+		sys.close(fd);
+	if (n <= 0)
+		return -1;
+	text[n] = 0;
+	const char *at = strstr(text, name);
+	return at ? strtoll(at + strlen(name), NULL, 10) * 1024 : -1;
+}
+
+int64_t sys_peak_resident(void)
+{
+	return status_field("\nVmHWM:");
+}
+
+int64_t sys_mapped_files(void)
+{
+	return status_field("\nRssFile:");
+}
+
 int sys_remove_tree(const char *path, struct err *e)
 {
 	DIR *d = opendir(path);

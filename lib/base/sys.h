@@ -54,6 +54,10 @@ int sys_pread_all(int fd, void *data, size_t bytes, off_t at);
 int sys_make_dirs(const char *path, struct err *e);
 /* fsync of a folder, so that a rename in it is on disk. */
 int sys_sync_dir(const char *path, struct err *e);
+/* Most memory of this process that was resident at once, and what of its memory now are pages of mapped
+ * files: bytes; -1 where the system does not say. */
+int64_t sys_peak_resident(void);
+int64_t sys_mapped_files(void);
 /* Removes a folder and all in it; no error where it is absent. */
 int sys_remove_tree(const char *path, struct err *e);
 

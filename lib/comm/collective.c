@@ -107,6 +107,18 @@ struct reduction {
 	struct batch sends[2], recvs[2];
 };
 
+/* An accumulator of one tile, and twice a tile of every rank. */
+static size_t acc_bytes(size_t tile_bytes, enum dtype dtype)
+{
+	size_t elements = tile_bytes / dtype_rows[dtype].bytes;
+	return (elements * reducers[dtype].acc_bytes + 63) / 64 * 64;
+}
+
+static size_t reduction_bytes(int size, size_t tile_bytes, enum dtype dtype)
+{
+	return acc_bytes(tile_bytes, dtype) + 2 * (size_t)size * tile_bytes;
+}
+
 static void reduction_begin(struct reduction *x, struct comm *c, const struct comm_call *call,
                             const size_t *at, size_t tile_bytes)
 {
@@ -118,8 +130,8 @@ static void reduction_begin(struct reduction *x, struct comm *c, const struct co
 	                        .at = at,
 	                        .send = call->send};
 	size_t slots = (size_t)c->size * tile_bytes, most = 0;
-	x->acc = scratch_of(c->link, tile_bytes / x->elem_bytes * x->reducer->acc_bytes + 2 * slots + 128);
-	x->slot[0] = x->acc + (tile_bytes / x->elem_bytes * x->reducer->acc_bytes + 63) / 64 * 64;
+	x->acc = scratch_of(c->link, reduction_bytes(c->size, tile_bytes, call->dtype));
+	x->slot[0] = x->acc + acc_bytes(tile_bytes, call->dtype);
 	x->slot[1] = x->slot[0] + slots;
 	for (int i = 0; i < c->size; i++)
 		most = part_bytes(at, i) > most ? part_bytes(at, i) : most;
@@ -219,6 +231,30 @@ static int exchange_results(struct reduction *x, struct batch *b, char *data, si
 	return rc;
 }
 
+/* 0: too large for one step. */
+static size_t small_tile(size_t bytes)
+{
+	return bytes <= SMALL_REDUCE_BYTES ? (bytes + 63) / 64 * 64 : 0;
+}
+
+size_t comm_all_reduce_bytes(int size, size_t count, enum dtype dtype)
+{
+	size_t tile = small_tile(count * dtype_rows[dtype].bytes);
+	if (!count || size == 1)
+		return 0;
+	return mem_reserved(reduction_bytes(size, tile ? tile : tile_bytes_for(size), dtype));
+}
+
+size_t comm_reduce_scatter_bytes(int size, enum dtype dtype)
+{
+	return mem_reserved(reduction_bytes(size, tile_bytes_for(size), dtype));
+}
+
+size_t comm_scratch_bytes(const struct comm *c)
+{
+	return mem_reserved(c->link->scratch_bytes);
+}
+
 /* Every rank gets everything and adds it up: the order, and so the result, is that of the tiled way. */
 static int reduce_small(struct comm *c, const struct comm_call *call, struct err *e)
 {
@@ -227,7 +263,7 @@ static int reduce_small(struct comm *c, const struct comm_call *call, struct err
 	size_t *at = c->link->offset[0];
 	for (int i = 0; i <= c->size; i++) /* everything is rank i's part, for each i */
 		at[i] = 0;
-	reduction_begin(&x, c, call, at, (bytes + 63) / 64 * 64);
+	reduction_begin(&x, c, call, at, small_tile(bytes));
 	struct batch sends = x.sends[0], recvs = x.recvs[0];
 	int rc = 0;
 	for (int i = 0; i < c->size && !rc; i++)
@@ -254,7 +290,7 @@ static int run_all_reduce(struct comm *c, const struct comm_call *call, struct e
 	       rest = call->count % c->size;
 	if (!call->count || c->size == 1)
 		return 0;
-	if (call->count * elem_bytes <= SMALL_REDUCE_BYTES)
+	if (small_tile(call->count * elem_bytes))
 		return reduce_small(c, call, e);
 	size_t *at = c->link->offset[0];
 	for (int i = 0; i <= c->size; i++)

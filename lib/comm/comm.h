@@ -66,6 +66,12 @@ int comm_self(struct comm **world, struct err *e);
  * world, local for sub-groups and after an error. */
 void comm_close(struct comm *c);
 
+/* Working memory of reductions: each needs some, the largest decides, and all groups of a rank share it. What
+ * one over `size` ranks needs (count: elements of the whole), and what this rank holds now; what a transport
+ * keeps inside is not counted. Local. */
+size_t comm_all_reduce_bytes(int size, size_t count, enum dtype dtype);
+size_t comm_reduce_scatter_bytes(int size, enum dtype dtype);
+size_t comm_scratch_bytes(const struct comm *c);
 /* Name of the transport, "ucx". */
 const char *comm_transport(const struct comm *c);
 

@@ -25,15 +25,39 @@ struct exec {
 	bool lost;        /* a collective failed */
 };
 
-static struct tensor bind(const struct exec *x, int32_t id)
+static struct tensor shape_of(const struct prog *p, int32_t id)
 {
 	if (id == NONE)
 		return (struct tensor){0};
-	const struct value *v = &x->p->value[id];
-	struct tensor t = {
-	        .data = (char *)x->base[v->region] + v->offset_bytes, .nd = v->nd, .dtype = v->dtype};
+	const struct value *v = &p->value[id];
+	struct tensor t = {.nd = v->nd, .dtype = v->dtype};
 	memcpy(t.dim, v->dim, sizeof t.dim);
 	return t;
+}
+
+static struct tensor bind(const struct exec *x, int32_t id)
+{
+	struct tensor t = shape_of(x->p, id);
+	if (id != NONE)
+		t.data = (char *)x->base[x->p->value[id].region] + x->p->value[id].offset_bytes;
+	return t;
+}
+
+struct workspace exec_workspace(const struct prog *program, const struct backend *backend,
+                                struct stream *stream)
+{
+	for (size_t i = 0; i < program->n_node; i++) {
+		const struct node *n = &program->node[i];
+		struct tensor in[OP_MAX_IN], out[OP_MAX_OUT];
+		if (op_rows[n->op].flags & COMM)
+			continue;
+		for (int k = 0; k < OP_MAX_IN; k++)
+			in[k] = shape_of(program, n->in[k]);
+		for (int k = 0; k < OP_MAX_OUT; k++)
+			out[k] = shape_of(program, k < op_rows[n->op].n_out ? n->out[k] : NONE);
+		backend->workspace(stream, &(struct kernel_call){(enum op)n->op, &n->arg, in, out});
+	}
+	return backend->workspace(stream, NULL);
 }
 
 /* Sums of the step are added to from the second micro-batch on; sums in temporary memory begin anew each
@@ -71,6 +95,7 @@ int exec_create(struct exec **out, const struct prog *program, const struct back
 	x->backend = backend;
 	x->stream = stream;
 	x->options = options ? *options : none;
+	exec_workspace(program, backend, stream);
 	for (int r = 0; r < R_COUNT; r++) {
 		if (x->options.share && x->options.share_regions >> r & 1) {
 			ASSERT(x->options.share->p->bytes[r] >= program->bytes[r]);

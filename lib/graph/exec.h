@@ -29,7 +29,12 @@ struct exec_options {
 	uint32_t share_regions;          /* bit set of enum region */
 };
 
-/* Allocates every region of the plan. program, backend and stream are not owned. Local. */
+/* Tells the stream of every kernel that the program calls, and returns the working memory that its kernels
+ * will hold for all programs told of so far. Allocates nothing. Local. */
+struct workspace exec_workspace(const struct prog *program, const struct backend *backend,
+                                struct stream *stream);
+/* Allocates every region of the plan, and tells the stream of the program. program, backend and stream are
+ * not owned. Local. */
 int exec_create(struct exec **out, const struct prog *program, const struct backend *backend,
                 struct stream *stream, const struct exec_options *options, struct err *e);
 void exec_free(struct exec *x);

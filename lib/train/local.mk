@@ -29,3 +29,8 @@ test_layout_SOURCES = test/test_layout.c
 test_layout_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 test_verify_SOURCES = test/test_verify.c
 test_verify_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
+
+libtrain_a_SOURCES += lib/train/estimate.c lib/train/estimate.h
+check_PROGRAMS += test_estimate
+test_estimate_SOURCES = test/test_estimate.c
+test_estimate_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)

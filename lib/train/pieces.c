@@ -4,6 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Elements that are on the host at a time, so that beginning takes no memory that training does not need. */
+enum { SLICE = 1 << 18 };
+
 struct list {
 	struct piece *item;
 	size_t n, cap;
@@ -125,37 +128,57 @@ void piece_write(const struct program *t, struct exec *x, const struct piece *q,
 	free(half);
 }
 
+/* Rows [row, row + rows) of a piece. */
+static struct piece piece_rows(const struct piece *q, int64_t row, int64_t rows)
+{
+	struct piece cut = *q;
+	cut.offset[0] += row;
+	cut.extent[0] = rows;
+	cut.first += row * q->extent[1];
+	return cut;
+}
+
+static void init_rows(const struct program *t, struct exec *x, uint64_t seed, const struct piece *q)
+{
+	struct part box = *q->part;
+	memcpy(box.offset, q->offset, sizeof box.offset);
+	memcpy(box.extent, q->extent, sizeof box.extent);
+	float *host = mem_array((size_t)piece_count(q), sizeof *host);
+	part_init(&box, seed, host);
+	piece_write(t, x, q, host);
+	free(host);
+}
+
 void pieces_init(const struct program *t, struct exec *x, uint64_t seed)
 {
 	struct piece *list;
 	size_t n = pieces_list(t, SHARD_PARAM, &list);
 	for (size_t i = 0; i < n; i++) {
-		struct part box = *list[i].part;
-		memcpy(box.offset, list[i].offset, sizeof box.offset);
-		memcpy(box.extent, list[i].extent, sizeof box.extent);
-		float *host = mem_array((size_t)piece_count(&list[i]), sizeof *host);
-		part_init(&box, seed, host);
-		piece_write(t, x, &list[i], host);
-		free(host);
+		int64_t rows = list[i].extent[0],
+		        some = list[i].extent[1] < SLICE ? SLICE / list[i].extent[1] : 1;
+		for (int64_t row = 0; row < rows; row += some) {
+			struct piece cut = piece_rows(&list[i], row, row + some < rows ? some : rows - row);
+			init_rows(t, x, seed, &cut);
+		}
 	}
 	free(list);
 }
 
 void pieces_refresh_masters(const struct program *t, struct exec *x)
 {
+	uint16_t *half = mem_array(SLICE, sizeof *half);
+	float *full = mem_array(SLICE, sizeof *full);
 	for (size_t i = 0; i < t->sharding.n; i++) {
 		const struct shard_slice *to = &t->sharding.bucket[i].state[SHARD_MASTER],
 		                         *from = &t->sharding.bucket[i].state[SHARD_PARAM];
-		if (to->value == NONE)
-			continue;
-		size_t n = (size_t)to->count;
-		uint16_t *half = mem_array(n, sizeof *half);
-		float *full = mem_array(n, sizeof *full);
-		exec_download_part(x, from->value, to->first - from->first, to->count, half);
-		for (size_t j = 0; j < n; j++)
-			full[j] = bf16_to_f32(half[j]);
-		exec_upload_part(x, to->value, 0, to->count, full);
-		free(half);
-		free(full);
+		for (int64_t at = 0; to->value != NONE && at < to->count; at += SLICE) {
+			int64_t n = to->count - at < SLICE ? to->count - at : SLICE;
+			exec_download_part(x, from->value, to->first - from->first + at, n, half);
+			for (int64_t j = 0; j < n; j++)
+				full[j] = bf16_to_f32(half[j]);
+			exec_upload_part(x, to->value, at, n, full);
+		}
 	}
+	free(half);
+	free(full);
 }

@@ -8,6 +8,7 @@
 #include "data/indexed.h"
 #include "data/tokenizer.h"
 #include "model/hf.h"
+#include "train/estimate.h"
 #include "train/meter.h"
 #include "train/pieces.h"
 #include "train/probe.h"
@@ -32,6 +33,9 @@ struct run {
 	struct dataset *data, *valid;
 	struct position position;
 	struct meter meter;
+	struct memory planned;
+	double matmul_peak; /* flop/s */
+	bool memory_checked;
 	char checkpoints[PATH_MAX];
 	int skips, failed_saves;
 	int64_t saved_step; /* newest checkpoint of this run, -1 = none */
@@ -218,6 +222,7 @@ static int save(struct run *r, bool last, struct err *e)
 	if (!r->c->checkpoint.save || r->options->dry_run || r->saved_step == r->position.step)
 		return 0;
 	double begin = clock_now_s();
+	mem_trim(); /* what libraries have freed need not stay beside what is staged */
 	int rc = state_save(&r->step, &r->position, r->world, r->checkpoints, e);
 	if (!rc) {
 		char took[32];
@@ -247,6 +252,15 @@ static int validate(struct run *r, struct err *e)
 	return rc;
 }
 
+/* After the first whole step nothing is allocated any more: now every rank holds what was planned. */
+static int check_memory(struct run *r, struct err *e)
+{
+	if (r->memory_checked)
+		return 0;
+	r->memory_checked = true;
+	return comm_any(r->world, memory_check(&r->planned, &r->step, &r->eval, e), e);
+}
+
 static int one_step(struct run *r, struct err *e)
 {
 	struct step_result result;
@@ -266,6 +280,8 @@ static int one_step(struct run *r, struct err *e)
 	                             lr,   clock_now_s() - begin, result.skipped};
 	if (r->world->rank == 0)
 		meter_step(&r->meter, &report);
+	if (!result.skipped && (rc = check_memory(r, e)))
+		return rc;
 	if (r->skips >= SKIPS_IN_A_ROW)
 		return err_set(
 		        e, EXIT_DIVERGED,
@@ -357,10 +373,42 @@ static int start_meter(struct run *r, struct err *e)
 	double tokens = (double)c->train.global_batch_size * (double)c->model.seq_length;
 	r->meter.flops_per_step = model_flops(&c->model, c->derived.padded_vocab_size, tokens);
 	r->meter.world_size = r->world->size;
-	r->meter.mem_bytes = exec_bytes(r->step.exec) + (r->eval.exec ? exec_bytes(r->eval.exec) : 0);
-	r->meter.matmul_peak = rc ? 0
-	                          : probe_matmul_peak(r->at.backend, r->at.stream,
-	                                              c->mixed_precision.precision == PRECISION_BF16);
+	r->meter.mem_bytes = memory_total(&r->planned);
+	r->meter.matmul_peak = r->matmul_peak;
+	return rc;
+}
+
+/* On a stream of its own, before the run's memory is taken: nothing of it stays. */
+static int measure_device(struct run *r, struct err *e)
+{
+	const struct backend *backend;
+	struct stream *stream;
+	int rc = run_open_device(r->c, r->options->local_ranks, &backend, &stream, e);
+	if (rc)
+		return rc;
+	r->matmul_peak =
+	        probe_matmul_peak(backend, stream, r->c->mixed_precision.precision == PRECISION_BF16);
+	backend->close(stream);
+	return 0;
+}
+
+/* What the rank planned and what was resident, where the two differ most. Collective over the world. */
+static int report_memory(struct run *r, struct err *e)
+{
+	int64_t mine[] = {memory_total(&r->planned), sys_peak_resident(), sys_mapped_files()};
+	int64_t(*all)[3] = mem_array((size_t)r->world->size, sizeof *all);
+	int rc = comm_all_gather(r->world, mine, all, 3, DT_i64, e), at = 0;
+	char planned[32], resident[32], mapped[32];
+	for (int i = 1; i < r->world->size && !rc; i++)
+		if (llabs(all[i][1] - all[i][0]) > llabs(all[at][1] - all[at][0]))
+			at = i;
+	if (!rc && all[at][1] >= 0)
+		log_info("memory: planned %s, resident %s at its peak on rank %d, where they differ most; "
+		         "%s of it are pages of files",
+		         text_bytes(planned, sizeof planned, (double)all[at][0]),
+		         text_bytes(resident, sizeof resident, (double)all[at][1]), at,
+		         text_bytes(mapped, sizeof mapped, (double)all[at][2]));
+	free(all);
 	return rc;
 }
 
@@ -368,7 +416,9 @@ static int open_run(struct run *r, struct err *e)
 {
 	r->at.world = r->world->size > 1 ? r->world : NULL;
 	r->at.groups = &r->groups;
-	int rc = run_open_device(r->c, r->options->local_ranks, &r->at.backend, &r->at.stream, e);
+	int rc = measure_device(r, e);
+	if (!rc)
+		rc = run_open_device(r->c, r->options->local_ranks, &r->at.backend, &r->at.stream, e);
 	if (!rc)
 		rc = make_folder(r, e);
 	if (!rc)
@@ -378,7 +428,12 @@ static int open_run(struct run *r, struct err *e)
 
 static int open_steps(struct run *r, struct err *e)
 {
-	int rc = step_create(&r->step, r->c, MODEL_TRAIN, &r->at, NULL, e);
+	int rc = estimate_memory(&r->planned, r->c, r->world->rank, r->options->local_ranks,
+	                         r->options->dry_run, e);
+	if ((rc = comm_any(r->world, rc, e)))
+		return rc;
+	mem_trim(); /* what came before, the tokenizer above all, would stay resident */
+	rc = step_create(&r->step, r->c, MODEL_TRAIN, &r->at, NULL, e);
 	if (!rc && r->valid)
 		rc = step_create(&r->eval, r->c, MODEL_EVALUATE, &r->at, &r->step, e);
 	return rc;
@@ -414,6 +469,10 @@ int run_train(const struct config *c, struct comm *world, const struct run_optio
 		stop_install_signals();
 		say_hello(r);
 		rc = loop(r, e);
+	}
+	if (rc == 0 || rc == EXIT_AGAIN) {
+		int reported = report_memory(r, e);
+		rc = reported ? reported : rc;
 	}
 	log_progress("%s", "");
 	close_run(r);
