@@ -95,7 +95,7 @@ static int predict(struct step *s, double *bubble, struct err *e)
 		for (size_t c = 0; c < chunks; c++)
 			time[c * stages + stage] = all[stage * chunks + c];
 	if (!rc)
-		rc = schedule_play(spec, time, 2, &played, e);
+		rc = schedule_play(spec, time, s->program.prog.edge_slots, &played, e);
 	*bubble = played.bubble;
 	free(mine);
 	free(all);

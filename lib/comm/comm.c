@@ -327,6 +327,11 @@ int comm_irecv(struct comm *c, void *data, size_t count, enum dtype dtype, int p
 	return message(c, false, data, count, dtype, peer, tag, r, e);
 }
 
+bool comm_test(struct comm_request *r)
+{
+	return !r->comm || r->comm->link->ops->done(r->comm->link, r);
+}
+
 bool comm_progress(struct comm *c)
 {
 	return c->link->ops->progress && c->link->ops->progress(c->link);

@@ -140,6 +140,8 @@ int comm_wait(struct comm_request *r, size_t n, struct err *e);
 /* Lets messages that were begun go on: a large one over a network needs its sender's hand while it passes.
  * false where nothing moved. Local. */
 bool comm_progress(struct comm *c);
+/* true where a message has ended; comm_wait is due all the same. Local. */
+bool comm_test(struct comm_request *r);
 /* Start and wait. */
 int comm_send(struct comm *c, const void *data, size_t count, enum dtype dtype, int peer, int tag,
               struct err *e);

@@ -19,7 +19,7 @@ struct comm_queue {
 	uint64_t posted, done; /* counts; the ticket of a job is its number from 1 on */
 	bool ends;
 	struct comm *tended; /* whose messages go on while the queue is empty, until this request is done */
-	const struct comm_request *request;
+	struct comm_request *request;
 	long pause_ns;
 	bool tending; /* the thread is at it, without the lock */
 	int code;
@@ -58,10 +58,10 @@ static void sleep_until(struct comm_queue *q, long after_ns)
 static void tend(struct comm_queue *q)
 {
 	struct comm *c = q->tended;
-	const struct comm_request *request = q->request;
+	struct comm_request *request = q->request;
 	q->tending = true;
 	pthread_mutex_unlock(&q->lock);
-	bool moved = comm_progress(c), done = request->is_done;
+	bool moved = comm_progress(c), done = comm_test(request);
 	pthread_mutex_lock(&q->lock);
 	q->tending = false;
 	q->pause_ns = moved ? TEND_LEAST_NS : q->pause_ns < TEND_MOST_NS ? 2 * q->pause_ns : TEND_MOST_NS;
@@ -120,7 +120,7 @@ void comm_queue_close(struct comm_queue *q)
 	free(q);
 }
 
-void comm_queue_tend(struct comm_queue *q, struct comm *c, const struct comm_request *request)
+void comm_queue_tend(struct comm_queue *q, struct comm *c, struct comm_request *request)
 {
 	if (!q)
 		return;

@@ -28,7 +28,7 @@ void comm_queue_close(struct comm_queue *q); /* NULL is allowed; waits for what 
 /* While there is nothing else to do, the thread lets the messages of c that were begun go on, until
  * `request`, which a posted job begins, is done; NULL: no longer, and when it returns the thread calls
  * nothing. */
-void comm_queue_tend(struct comm_queue *q, struct comm *c, const struct comm_request *request);
+void comm_queue_tend(struct comm_queue *q, struct comm *c, struct comm_request *request);
 /* Returns the ticket of the job, or 0 where q is NULL: then it has run, with *rc and *e. */
 uint64_t comm_queue_post(struct comm_queue *q, const struct comm_job *job, int *rc, struct err *e);
 /* Until the job and all before it are done; the first error of any of them, again on every later call:

@@ -68,10 +68,10 @@ union op_arg {
 	struct {
 		int32_t seq_length; /* T: rows of one sample are adjacent, N = B·T */
 		int32_t heads, groups, head_dim;
-		int32_t window; /* a query sees itself and window-1 keys before it; 0 = all before it */
-		float scale;    /* of q·k, before the softmax */
-		float dropout;  /* of the probabilities */
-		uint32_t salt;  /* tells this layer's mask from others' */
+		int32_t window;     /* a query sees itself and window-1 keys before it; 0 = all before it */
+		float scale;        /* of q·k, before the softmax */
+		float dropout;      /* of the probabilities */
+		uint32_t salt;      /* tells this layer's mask from others' */
 		int32_t first_head; /* number of head 0 in the whole model: masks are numbered by it */
 	} attention;
 	struct {
