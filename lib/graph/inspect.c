@@ -93,13 +93,28 @@ static void trace(struct inspector *s, size_t i, const struct tensor *out, doubl
 	        1e3 * seconds, count ? sqrt(sum / (double)count) : 0, most, base_name(n->where));
 }
 
+/* A share of the vocabulary without a token that counts has the logarithm of nothing. */
+static bool is_fine(const struct node *n, double x)
+{
+	return isfinite(x) || (n->op == OP_logit_stats && x == -INFINITY);
+}
+
+/* Element j, from the tensor itself where f32 does not hold it. */
+static double seen(struct inspector *s, const struct tensor *t, int64_t j)
+{
+	double x = s->row[j];
+	if (t->dtype == DT_f64)
+		s->backend->download(s->stream, &x, (const double *)t->data + j, sizeof x);
+	return x;
+}
+
 static int hunt(struct inspector *s, size_t i, const struct tensor *out, struct err *e)
 {
 	const struct node *n = &s->p->node[i];
 	for (int k = 0; k < op_rows[n->op].n_out; k++) {
 		int64_t count = fetch(s, &out[k]);
 		for (int64_t j = 0; j < count; j++)
-			if (!isfinite(s->row[j]))
+			if (!is_fine(n, seen(s, &out[k], j)))
 				return err_set(
 				        e, EXIT_DIVERGED,
 				        "the first value that is not finite: %s node %zu, layer %d, %s (%s), "
@@ -139,11 +154,12 @@ static int differs(struct inspector *s, size_t i, const struct tensor *fast, con
 	const struct node *n = &s->p->node[i];
 	int64_t count = fetch(s, fast), worst = 0;
 	double scale = 1e-30, gap = 0;
-	for (int64_t j = 0; j < count; j++) {
+	for (int64_t j = 0; j < count && isfinite(gap); j++) {
 		double a = s->row[j], b = element(slow, j);
-		scale = fabs(b) > scale ? fabs(b) : scale;
-		if (!(fabs(a - b) <= gap)) {
-			gap = fabs(a - b);
+		bool same = a == b || (isnan(a) && isnan(b)), finite = isfinite(a) && isfinite(b);
+		scale = isfinite(b) && fabs(b) > scale ? fabs(b) : scale;
+		if (!same && (!finite || fabs(a - b) > gap)) {
+			gap = finite ? fabs(a - b) : INFINITY;
 			worst = j;
 		}
 	}

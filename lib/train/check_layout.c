@@ -324,10 +324,34 @@ static void refuse_batch(struct check *k, int64_t once)
 	             check_near(k, once * accumulation_step(&k->c->parallel), 0, t->global_batch_size));
 }
 
+/* Dimensions of a rank's tensors are 32-bit. */
+static void check_extent(struct check *k, const char *key, const char *what, double extent)
+{
+	if (extent > INT32_MAX)
+		check_broken(k, key, "%s would be %.4g, at most %d are possible", what, extent, INT32_MAX);
+}
+
+static void check_extents(struct check *k)
+{
+	const struct model_config *m = &k->c->model;
+	double rows = (double)k->c->train.micro_batch_size * (double)m->seq_length;
+	double packed = (double)(m->num_attention_heads + 2 * m->num_query_groups) * (double)m->kv_channels;
+	check_extent(k, "train.micro_batch_size", "rows of a micro-batch = micro_batch_size · seq_length",
+	             rows);
+	check_extent(k, "train.micro_batch_size",
+	             "statistics = micro_batch_size · seq_length · num_attention_heads",
+	             rows * (double)(2 * m->num_attention_heads));
+	check_extent(k, "model.kv_channels",
+	             "a row of queries, keys and values = (heads + 2 groups) · kv_channels", packed);
+	check_extent(k, "model.ffn_hidden_size", "a row of gate and up = 2 · ffn_hidden_size",
+	             2 * (double)m->ffn_hidden_size);
+}
+
 static void check_batch(struct check *k)
 {
 	struct train_config *t = &k->c->train;
 	struct config_derived *d = &k->c->derived;
+	check_extents(k);
 	int64_t once = t->micro_batch_size * d->data_parallel_size;
 	if (!once)
 		return;

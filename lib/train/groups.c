@@ -1,4 +1,5 @@
 #include "train/groups.h"
+#include "base/err.h"
 #include "base/mem.h"
 #include "comm/comm.h"
 #include "parallel/shard.h"
@@ -43,7 +44,7 @@ int groups_open(struct groups *g, struct comm *world, const struct mesh *mesh, c
 			continue;
 		rc = axes & AXES_ENDS ? split_ends(world, &c, mesh, e)
 		                      : comm_split_axes(world, &c, mesh, axes, e);
-		g->list = mem_grow(g->list, g->n, &g->cap, sizeof *g->list);
+		ASSERT(g->n < GROUPS_MAX);
 		g->list[g->n++] = (struct exec_comm){axes, c};
 	}
 	free(needed);
@@ -62,6 +63,5 @@ void groups_close(struct groups *g)
 {
 	for (size_t i = 0; i < g->n; i++)
 		comm_close(g->list[i].comm);
-	free(g->list);
 	*g = (struct groups){0};
 }

@@ -7,9 +7,12 @@
 
 struct comm;
 
+enum { GROUPS_MAX = 64 };
+
 struct groups {
-	struct exec_comm *list; /* comm is NULL where this rank is in no such group */
-	size_t n, cap;
+	struct exec_comm
+	        list[GROUPS_MAX]; /* stays where it is; comm is NULL where this rank is in no such group */
+	size_t n;
 };
 
 /* Opens what any rank's program needs and is not open yet (p: this rank's), and the pipeline's. Collective

@@ -176,6 +176,7 @@ static void sum_loss(struct program *t)
 	uint32_t axes = 0;
 	int32_t loss = t->model.loss;
 	p->segment = SEG_NORM;
+	p->chunk = 0;
 	if (t->model.targets == NONE) {
 		prog_place(p, loss, AXIS_dp, PLACE_PARTIAL);
 		prog_place(p, loss, AXIS_rp, PLACE_PARTIAL);

@@ -208,7 +208,9 @@ static int slot_backward(struct pass *q, const struct slot *slot)
 	if (rc)
 		return rc;
 	bool ends = is_last(s, slot) && s->program.schedule.spec.kind != PARALLEL_ZERO_BUBBLE;
-	bool together = ends && s->config->ddp.overlap_grad_reduce;
+	/* Where a stage waits for the gradient, that goes first. */
+	bool waited = f && schedule_target(&s->program.schedule, slot) >= 0;
+	bool together = ends && s->config->ddp.overlap_grad_reduce && !waited;
 	run_part(q, SEG_BIT(BWD) | (together ? SEG_BIT(REDUCE) : 0), slot->chunk, slot->micro_batch,
 	         slot->micro_batch == 0);
 	if (f && !is_lost(q))
@@ -239,20 +241,25 @@ static int run_schedule(struct pass *q)
 		q->s->slot_s[q->at] = 0;
 		rc = run[order->slot[q->at].kind](q, &order->slot[q->at]);
 		if (is_lost(q))
-			return q->code;
+			rc = q->code;
 	}
 	q->s->pass_s = clock_now_s() - begin;
-	if (!rc && q->s->transfers)
+	if (q->s->transfers && rc)
+		transfers_abandon(q->s->transfers);
+	else if (q->s->transfers)
 		rc = transfers_finish(q->s->transfers, q->e);
 	if (!rc)
 		rc = comm_queue_wait(q->s->queue, UINT64_MAX, q->e);
 	return rc ? rc : agree(q->s, q->code, q->e);
 }
 
-static int finish_sums(struct step *s, struct err *e)
+/* Segments that all ranks run at the end of a step. Kernels cannot fail there but under a debugging tool, and
+ * then one rank's failure is everybody's. */
+static int run_together(struct step *s, uint32_t segments, struct err *e)
 {
-	struct exec_part part = {.segments = SEG_BIT(NORM), .first = true};
-	return exec_run(s->exec, &part, e);
+	const struct profiling_config *p = &s->config->profiling;
+	int rc = exec_run(s->exec, &(struct exec_part){.segments = segments, .first = true}, e);
+	return (p->nan_hunt || p->compare_kernels) && !exec_is_lost(s->exec) ? agree(s, rc, e) : rc;
 }
 
 int step_gradients(struct step *s, const struct dataset *d, uint64_t first_sample, struct step_result *r,
@@ -264,7 +271,7 @@ int step_gradients(struct step *s, const struct dataset *d, uint64_t first_sampl
 		exec_upload(s->exec, s->program.model.loss_scale, &scale);
 	int rc = run_schedule(&pass);
 	if (!rc)
-		rc = finish_sums(s, e);
+		rc = run_together(s, SEG_BIT(NORM), e);
 	if (rc)
 		return rc;
 	double loss, norm2;
@@ -290,7 +297,7 @@ int step_update(struct step *s, int64_t step, double lr, struct err *e)
 	        [HYPER_BIAS2] = (float)(1 / (1 - pow(o->adam_beta2, (double)step))),
 	};
 	exec_upload(s->exec, s->program.sharding.hyper, hyper);
-	return exec_run(s->exec, &(struct exec_part){.segments = SEG_BIT(STEP), .first = true}, e);
+	return run_together(s, SEG_BIT(STEP), e);
 }
 
 int step_evaluate(struct step *s, const struct dataset *d, uint64_t first_sample, int64_t n, double *lm_loss,
@@ -308,7 +315,7 @@ int step_evaluate(struct step *s, const struct dataset *d, uint64_t first_sample
 		rc = run_schedule(&pass);
 	}
 	if (!rc)
-		rc = finish_sums(s, e);
+		rc = run_together(s, SEG_BIT(NORM), e);
 	if (rc)
 		return rc;
 	exec_download(s->exec, s->program.loss, &loss);

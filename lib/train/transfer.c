@@ -154,10 +154,15 @@ int transfers_send(struct transfers *f, const struct slot *slot, enum direction 
 	return rc;
 }
 
+void transfers_abandon(struct transfers *f)
+{
+	comm_queue_tend(f->queue, NULL, NULL);
+}
+
 int transfers_finish(struct transfers *f, struct err *e)
 {
 	int n = f->t->model.spec.n_chunk * 2 * f->slots, rc = 0;
-	comm_queue_tend(f->queue, NULL, NULL);
+	transfers_abandon(f); /* what is still on its way is waited for now */
 	for (int i = 0; i < n && !rc; i++)
 		rc = finish(f, &f->posted[i], e);
 	return rc;

@@ -25,6 +25,8 @@ int transfers_receive(struct transfers *f, const struct slot *slot, enum directi
 int transfers_make_room(struct transfers *f, const struct slot *slot, enum direction d, struct err *e);
 /* What slot's segment wrote. */
 int transfers_send(struct transfers *f, const struct slot *slot, enum direction d, struct err *e);
+/* After an error: the queue leaves the messages alone. */
+void transfers_abandon(struct transfers *f);
 /* All sends are through. */
 int transfers_finish(struct transfers *f, struct err *e);
 
