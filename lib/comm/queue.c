@@ -45,7 +45,7 @@ static void run_next(struct comm_queue *q)
 static void sleep_until(struct comm_queue *q, long after_ns)
 {
 	struct timespec until;
-	clock_gettime(CLOCK_REALTIME, &until);
+	clock_gettime(CLOCK_MONOTONIC, &until);
 	until.tv_nsec += after_ns;
 	if (until.tv_nsec >= 1000000000) {
 		until.tv_nsec -= 1000000000;
@@ -93,7 +93,11 @@ int comm_queue_open(struct comm_queue **out, struct err *e)
 	struct comm_queue *q = mem_array(1, sizeof *q);
 	sigset_t all, before;
 	pthread_mutex_init(&q->lock, NULL);
-	pthread_cond_init(&q->changed, NULL);
+	pthread_condattr_t steady; /* somebody may set the time of day back */
+	pthread_condattr_init(&steady);
+	pthread_condattr_setclock(&steady, CLOCK_MONOTONIC);
+	pthread_cond_init(&q->changed, &steady);
+	pthread_condattr_destroy(&steady);
 	sigfillset(&all); /* signals are the main thread's */
 	pthread_sigmask(SIG_BLOCK, &all, &before);
 	int failed = pthread_create(&q->thread, NULL, queue_main, q);
