@@ -2,7 +2,7 @@ noinst_LIBRARIES += libtrain.a
 libtrain_a_SOURCES = lib/train/config.c lib/train/config.h lib/train/check.c lib/train/check.h \
 	lib/train/check_layout.c lib/train/rosetta.def \
 	lib/train/program.c lib/train/program.h lib/train/pieces.c lib/train/pieces.h \
-	lib/train/groups.c lib/train/groups.h lib/train/transfer.c lib/train/transfer.h lib/train/step.c lib/train/step.h lib/train/schedule.c lib/train/schedule.h \
+	lib/train/groups.c lib/train/groups.h lib/train/transfer.c lib/train/transfer.h lib/train/step.c lib/train/step.h lib/train/learning_rate.c lib/train/learning_rate.h \
 	lib/train/state.c lib/train/state.h lib/train/meter.c lib/train/meter.h lib/train/stop.c lib/train/stop.h \
 	lib/train/run.c lib/train/run.h lib/train/device.c lib/train/probe.c lib/train/probe.h \
 	lib/train/generate.c lib/train/generate.h \
@@ -22,9 +22,9 @@ test_golden_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS)
 test_golden_SOURCES = test/test_golden.c
 test_golden_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 
-check_PROGRAMS += test_schedule test_layout test_verify
-test_schedule_SOURCES = test/test_schedule.c
-test_schedule_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
+check_PROGRAMS += test_learning_rate test_layout test_verify
+test_learning_rate_SOURCES = test/test_learning_rate.c
+test_learning_rate_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 test_layout_SOURCES = test/test_layout.c
 test_layout_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 test_verify_SOURCES = test/test_verify.c

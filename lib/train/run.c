@@ -12,7 +12,7 @@
 #include "train/meter.h"
 #include "train/pieces.h"
 #include "train/probe.h"
-#include "train/schedule.h"
+#include "train/learning_rate.h"
 #include "train/state.h"
 #include "train/stop.h"
 
@@ -266,7 +266,7 @@ static int one_step(struct run *r, struct err *e)
 	struct step_result result;
 	double begin = clock_now_s();
 	int64_t step = r->position.step + 1;
-	double lr = schedule_lr(r->c, step);
+	double lr = learning_rate(r->c, step);
 	int rc = step_gradients(&r->step, r->data, r->position.consumed_samples, &result, e);
 	if (!rc && !result.skipped)
 		rc = step_update(&r->step, r->position.updates + 1, lr, e);

@@ -1,4 +1,4 @@
-#include "train/schedule.h"
+#include "train/learning_rate.h"
 
 #include <math.h>
 
@@ -77,7 +77,7 @@ static double (*const styles[])(const struct config *c, double step) = {
         [LR_WSD] = decay_wsd,
 };
 
-double schedule_lr(const struct config *c, int64_t step)
+double learning_rate(const struct config *c, int64_t step)
 {
 	int64_t warmup = c->scheduler.lr_warmup_iters;
 	if (warmup > 0 && step <= warmup)

@@ -2,7 +2,7 @@
  */
 #include "base/err.h"
 #include "test/test.h"
-#include "train/schedule.h"
+#include "train/learning_rate.h"
 
 enum { WORDS = 12 };
 
@@ -85,10 +85,10 @@ TEST(every_style_passes_its_known_points)
 		struct config c;
 		if (open_config(&c, styles[i].sets))
 			for (const struct point *p = styles[i].at; p->step; p++)
-				if (fabs(schedule_lr(&c, p->step) - p->lr) > 1e-12)
+				if (fabs(learning_rate(&c, p->step) - p->lr) > 1e-12)
 					test_failed(__FILE__, __LINE__,
 					            "%s …: step %lld has %.12g, not %.12g", styles[i].sets[2],
-					            (long long)p->step, schedule_lr(&c, p->step), p->lr);
+					            (long long)p->step, learning_rate(&c, p->step), p->lr);
 		config_free(&c);
 	}
 }
@@ -103,7 +103,7 @@ TEST(every_style_rises_once_and_then_falls)
 			int64_t warm = c.scheduler.lr_warmup_iters;
 			double stride = warm ? (1 - c.scheduler.lr_warmup_init) / (double)warm : 0;
 			for (int64_t s = 1; s < 2 * c.scheduler.lr_decay_iters; s++) {
-				double before = schedule_lr(&c, s - (s > 1)), now = schedule_lr(&c, s);
+				double before = learning_rate(&c, s - (s > 1)), now = learning_rate(&c, s);
 				CHECK(now <= 1 + 1e-15 && (s <= warm || now >= 0.1 - 1e-15));
 				if (s > 1 && s <= warm)
 					CHECK_NEAR(now - before, stride, 1e-12);
@@ -154,7 +154,7 @@ TEST(it_is_megatrons_formula)
 		bool batch_matters = c.scheduler.lr_decay_style == LR_INVERSE_SQUARE_ROOT &&
 		                     c.scheduler.lr_warmup_iters == 0;
 		for (int64_t s = 1; good && !batch_matters && s < 130; s++)
-			CHECK_NEAR(schedule_lr(&c, s), by_samples(&c, s), 1e-12);
+			CHECK_NEAR(learning_rate(&c, s), by_samples(&c, s), 1e-12);
 		config_free(&c);
 	}
 }
