@@ -238,6 +238,8 @@ static int choose(const char *from, const char *format, bool *into_hf, struct er
 	return 0;
 }
 
+#define FAMILY_WORD(id, type, class) " " type
+
 int convert_main(int argc, char **argv)
 {
 	const char *format = NULL;
@@ -246,9 +248,8 @@ int convert_main(int argc, char **argv)
 	};
 	struct cli cli = {
 	        .usage = "convert FROM TO [--format hf|pentad]",
-	        .doc = "Turns a Hugging Face folder (gpt2, llama, mistral, qwen2, qwen3; safetensors) into "
-	               "model.yaml and "
-	               "a checkpoint, and a run or step back.",
+	        .doc = "Turns a Hugging Face folder (safetensors; one of" HF_FAMILIES(
+	                FAMILY_WORD) ") into model.yaml and a checkpoint, and a run or step back.",
 	        .example = "convert Llama-3.2-1B models/llama",
 	        .options = options,
 	        .n = sizeof options / sizeof *options,

@@ -8,6 +8,7 @@
 #include "parallel/stages.h"
 #include "test/test.h"
 #include "train/config.h"
+#include "train/run.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -100,11 +101,15 @@ TEST(refuses_bad_yaml)
 	        {"run: {dir: \"\xed\xa0\x80\"}", "not UTF-8", "a.yaml:1:13: "},
 	        {"run: {dir: \"\xc0\xaf\"}", "not UTF-8", "a.yaml:1:13: "},
 	        {"peft: {peft_scheme: lora}", "not built yet", "a.yaml:1:1: "},
-	        {"parallel: {context_parallel_size: 2}",
-	         "parallel.context_parallel_size: context parallelism is not built yet; allowed: 1",
+	        {"parallel: {context_parallel_size: 0}",
+	         "parallel.context_parallel_size: 0 is too small; allowed: a whole number from 1 to 65536",
 	         "a.yaml:1:35: "},
-	        {"parallel: {expert_model_parallel_size: 2}",
-	         "expert parallelism is not built yet; allowed: 1", "a.yaml:1:40: "},
+	        {"parallel: {cp_comm_type: ring}",
+	         "unknown value 'ring'; allowed: p2p|all_gather|a2a; did you mean p2p?", "a.yaml:1:26: "},
+	        {"parallel: autom",
+	         "parallel.layout: unknown value 'autom'; allowed: given|auto; did you mean auto?",
+	         "a.yaml:1:11: "},
+	        {"parallel: [auto]", "parallel: a mapping of keys belongs here, not a list", "a.yaml:1:11: "},
 	        {"parallel: {virtual_pipeline_model_parallel_size: 65}",
 	         "65 is too large; allowed: a whole number from 1 to 64", "a.yaml:1:50: "},
 	        {"model: {architecture: t5}", "t5 is not built yet; allowed: gpt", "a.yaml:1:23: "},
@@ -349,6 +354,31 @@ static const struct {
         {"parallelism_config.parallelism_config_dp_replicate_size",
          "ddp.num_distributed_optimizer_instances"},
         {"fsdp_config.fsdp_sharding_strategy", "ddp.zero_stage"},
+        {"--context-parallel-size", "parallel.context_parallel_size"},
+        {"--cp-comm-type", "parallel.cp_comm_type"},
+        {"--expert-model-parallel-size", "parallel.expert_model_parallel_size"},
+        {"--expert-tensor-parallel-size", "parallel.expert_tensor_parallel_size"},
+        {"--num-experts", "model.num_experts"},
+        {"--moe-layer-freq", "model.moe_layer_freq"},
+        {"--moe-router-topk", "model.moe_router_topk"},
+        {"--moe-aux-loss-coeff", "model.moe_aux_loss_coeff"},
+        {"--kv-lora-rank", "model.kv_lora_rank"},
+        {"--reset-attention-mask", "dataset.reset_attention_mask"},
+        {"parallelism.context_parallel_degree", "parallel.context_parallel_size"},
+        {"parallelism.expert_parallel_degree", "parallel.expert_model_parallel_size"},
+        {"parallelism.expert_tensor_parallel_degree", "parallel.expert_tensor_parallel_size"},
+        {"parallelism.expert_parallel_size", "parallel.expert_model_parallel_size"},
+        {"ulysses_sequence_parallel_size", "parallel.context_parallel_size"},
+        {"num_local_experts", "model.num_experts"},
+        {"n_routed_experts", "model.num_experts"},
+        {"model.num_experts_per_tok", "model.moe_router_topk"},
+        {"moe_intermediate_size", "model.moe_ffn_hidden_size"},
+        {"router_aux_loss_coef", "model.moe_aux_loss_coeff"},
+        {"first_k_dense_replace", "model.moe_layer_freq"},
+        {"qk_rope_head_dim", "model.qk_pos_emb_head_dim"},
+        {"n_shared_experts", "model.moe_shared_expert_intermediate_size"},
+        {"rope_type", "model.rope_type"},
+        {"eos_token_id", "tokenizer.eod_id"},
 };
 
 TEST(foreign_layouts_find_ours)
@@ -575,6 +605,20 @@ TEST(cross_checks)
 	         "needs model.position_embedding_type rope"},
 	        {"model.position_embedding_type=learned_absolute", "model.max_position_embeddings=16",
 	         "32 is more than model.max_position_embeddings 16 (--set model.max_position_embeddings=16)"},
+	        {"model.rope_type=yarn", "model.use_rope_scaling=true",
+	         "model.use_rope_scaling: true does not go with model.rope_type yarn (--set "
+	         "model.rope_type=yarn); allowed: false"},
+	        {"model.rope_type=yarn", "model.yarn_beta_slow=32",
+	         "32 must be below model.yarn_beta_fast 32 (default)"},
+	        {"model.rope_type=yarn", "model.position_embedding_type=none",
+	         "yarn needs model.position_embedding_type rope, not "},
+	        {"dataset.reset_position_ids=true", NULL,
+	         "dataset.reset_position_ids: true needs to know which token ends a document: give "
+	         "tokenizer.eod_id, or tokenizer.tokenizer_model"},
+	        {"dataset.reset_attention_mask=true", NULL,
+	         "dataset.reset_attention_mask: true needs to know"},
+	        {"tokenizer.eod_id=500", "model.vocab_size=500",
+	         "tokenizer.eod_id: 500 is not below model.vocab_size 500 (--set "},
 	        {"train.global_batch_size=30", "train.micro_batch_size=4",
 	         "30 = micro_batch_size 4 (--set train.micro_batch_size=4) · data_parallel 1 · accumulation "
 	         "7.5, and accumulation must be a whole number; nearest: 28 or 32"},
@@ -618,6 +662,90 @@ TEST(cross_checks)
 		int rc = load(&c, files, sets, &e);
 		CHECK_INT(rc ? rc : config_check(&c, 1, &e), EXIT_CONFIG);
 		CHECK_HAS(e.text, rows[i].part);
+		config_free(&c);
+	}
+}
+
+#define MLA                                                                                         \
+	"model.multi_latent_attention=true", "model.qk_head_dim=16", "model.qk_pos_emb_head_dim=8", \
+	        "model.v_head_dim=16", "model.kv_lora_rank=16"
+#define EXPERTS "model.num_experts=8"
+
+/* What a model of experts, or with latent attention, may not be. */
+static const struct {
+	const char *sets[8], *part;
+} bad_models[] = {
+        {{MLA, "model.num_query_groups=2"},
+         "model.num_query_groups: 2, but under model.multi_latent_attention true (--set "
+         "model.multi_latent_attention=true) every query head has a key of its own; allowed: 4"},
+        {{MLA, "model.kv_channels=16"},
+         "model.kv_channels: 16, but under multi_latent_attention it is model.qk_head_dim 16 (--set "
+         "model.qk_head_dim=16) + model.qk_pos_emb_head_dim 8 (--set model.qk_pos_emb_head_dim=8) = 24; "
+         "allowed: 24, or leave it out"},
+        {{MLA, "model.add_qkv_bias=true"},
+         "model.add_qkv_bias: model.add_qkv_bias true (--set model.add_qkv_bias=true) does not go with "
+         "model.multi_latent_attention true (--set model.multi_latent_attention=true): its projections have "
+         "no biases; allowed: false"},
+        {{MLA, "model.add_bias_linear=true"}, "model.add_bias_linear: "},
+        {{MLA, "model.qk_layernorm=true"}, "its latents have norms of their own; allowed: false"},
+        {{MLA, "model.position_embedding_type=learned_absolute"}, "made for rotation; allowed: rope"},
+        {{MLA, "model.position_embedding_type=none"}, "made for rotation; allowed: rope"},
+        {{MLA, "model.rotary_percent=0.5"}, "qk_pos_emb_head_dim says how many channels rotate; allowed: 1"},
+        {{MLA, "model.qk_pos_emb_head_dim=7"},
+         "7 is odd, but rope rotates channels in pairs; nearest: 6 or 8"},
+        {{EXPERTS, "model.moe_router_topk=9"},
+         "model.moe_router_topk: 9 is more than model.num_experts 8 (--set model.num_experts=8)"},
+        {{EXPERTS, "model.moe_router_group_topk=2"},
+         "2 needs model.moe_router_num_groups too; give both or neither"},
+        {{EXPERTS, "model.moe_router_num_groups=2"},
+         "model.moe_router_num_groups: 2 needs model.moe_router_group_topk too; give both or neither"},
+        {{EXPERTS, "model.moe_router_num_groups=3", "model.moe_router_group_topk=1"},
+         "is not a multiple of 3; nearest: 2 or 4"},
+        {{EXPERTS, "model.moe_router_num_groups=2", "model.moe_router_group_topk=4",
+          "model.moe_router_topk=4"},
+         "model.moe_router_group_topk: 4 is more than model.moe_router_num_groups 2 (--set "},
+        {{EXPERTS, "model.moe_router_num_groups=4", "model.moe_router_group_topk=2",
+          "model.moe_router_topk=3"},
+         "model.moe_router_topk 3 (--set model.moe_router_topk=3) is not a multiple of 2, and every group "
+         "gives as many; nearest: 1 or 3"},
+        {{EXPERTS, "model.moe_router_num_groups=4", "model.moe_router_group_topk=1",
+          "model.moe_router_topk=4"},
+         "moe_router_topk 4 / 1 = 4 experts of a group are more than num_experts 8 / "
+         "model.moe_router_num_groups 4 (--set model.moe_router_num_groups=4) = 2"},
+        {{EXPERTS, "model.moe_router_enable_expert_bias=true"},
+         "true needs model.moe_router_score_function sigmoid or sqrtsoftplus, not "
+         "model.moe_router_score_function softmax (default)"},
+        {{EXPERTS, "model.add_bias_linear=true"},
+         "true does not go with model.num_experts 8 (--set model.num_experts=8): experts have no biases; "
+         "allowed: false"},
+        {{EXPERTS, "model.moe_pad_expert_input_to_capacity=true"},
+         "true needs model.moe_expert_capacity_factor"},
+        {{EXPERTS, "model.moe_shared_expert_gate=true"},
+         "model.moe_shared_expert_gate: true needs model.moe_shared_expert_intermediate_size"},
+        {{EXPERTS, "model.moe_shared_expert_overlap=true"},
+         "model.moe_shared_expert_overlap: true needs model.moe_shared_expert_intermediate_size"},
+        {{EXPERTS, "model.moe_layer_freq=([1]*3)"},
+         "model.moe_layer_freq: '([1]*3)': byte 5: more than num_layers 2 layers; allowed: a number N, or a "
+         "0 "
+         "or 1 for each of model.num_layers 2 (/"},
+        {{EXPERTS, "model.moe_layer_freq=\"[1]\""},
+         "'[1]': 1 layers, but num_layers is 2; allowed: a number N, or"},
+        {{EXPERTS, "model.moe_layer_freq=0"}, "'0': byte 0: [ or ( belongs here"},
+        {{EXPERTS, "model.moe_layer_freq=null"}, "must not be empty"},
+        {{EXPERTS, "model.moe_layer_freq=([0]*2)"},
+         "'([0]*2)' leaves no layer for the experts of model.num_experts 8"},
+};
+
+TEST(models_that_cannot_be_are_refused)
+{
+	const char *files[] = {scratch_file("sizes.yaml", SIZES, strlen(SIZES)), NULL};
+	for (size_t i = 0; i < sizeof bad_models / sizeof *bad_models; i++) {
+		struct config c;
+		struct err e;
+		int rc = load(&c, files, bad_models[i].sets, &e);
+		CHECK_INT(rc ? rc : config_check(&c, 1, &e), EXIT_CONFIG);
+		CHECK_HAS(e.text, bad_models[i].part);
+		CHECK_STR(strchr(e.text, '\n') ? e.text : "", "");
 		config_free(&c);
 	}
 }
@@ -712,18 +840,26 @@ TEST(derives_and_derives_anew)
 #define SCHEDULE "parallel.pipeline_schedule"
 #define PIPELINE_LAYOUT "parallel.pipeline_model_parallel_layout"
 #define INSTANCES "ddp.num_distributed_optimizer_instances"
+#define CONTEXT "parallel.context_parallel_size"
+#define EXPERT "parallel.expert_model_parallel_size"
+#define EXPERT_TENSOR "parallel.expert_tensor_parallel_size"
+#define SEQUENCE "parallel.sequence_parallel=true"
 
 /* Loads LAYOUT_MODEL and sets, checks it for `world` ranks. config_free is due. */
 static int check_layout_of(struct config *c, int world, const char *const *sets, struct err *e)
 {
-	const char *files[] = {scratch_file("layout.yaml", LAYOUT_MODEL, strlen(LAYOUT_MODEL)), NULL};
+	static char path[300]; /* written once: this is called thousands of times */
+	const char *files[] = {path, NULL};
+	if (!*path)
+		snprintf(path, sizeof path, "%s",
+		         scratch_file("layout.yaml", LAYOUT_MODEL, strlen(LAYOUT_MODEL)));
 	int rc = load(c, files, sets, e);
 	return rc ? rc : config_check(c, world, e);
 }
 
 static const struct {
 	int world;
-	const char *sets[5], *part;
+	const char *sets[6], *part;
 } impossible[] = {
         {6,
          {TENSOR "=4"},
@@ -822,13 +958,81 @@ static const struct {
          {TENSOR "=2", INSTANCES "=4"},
          "--set " INSTANCES "=4: " INSTANCES ": data_parallel 6 / 4 = 1.5, and the ranks that share an "
          "optimizer must be a whole number; nearest: 3 or 6"},
+        {4,
+         {CONTEXT "=3"},
+         "--set " CONTEXT "=3: " CONTEXT ": world size 4 is not a multiple of tensor 1 · context 3 · "
+         "pipeline 1 = 3; nearest world size: 3 or 6, or " CONTEXT " 2 or 4"},
+        {12, {PIPELINE "=4", CONTEXT "=2"}, "nearest world size: 8 or 16, or " CONTEXT " 1"},
+        {4,
+         {CONTEXT "=4", "model.seq_length=36"},
+         "model.seq_length: 36 is not a multiple of 2 · " CONTEXT " 4 (--set " CONTEXT
+         "=4) = 8: every rank holds two chunks of a sample; nearest: 32 or 40"},
+        {8,
+         {CONTEXT "=4", "model.seq_length=36", TENSOR "=2", SEQUENCE, "train.micro_batch_size=1"},
+         "two chunks of a sample; nearest: 32 or 40"},
+        {12,
+         {CONTEXT "=2", "model.seq_length=32", TENSOR "=6", SEQUENCE, "train.micro_batch_size=2"},
+         "micro_batch_size 2 (--set train.micro_batch_size=2) · seq_length 32 / context 2 = 32 tokens is not "
+         "a multiple of " TENSOR " 6 (--set " TENSOR
+         "=6), and parallel.sequence_parallel true (--set " SEQUENCE ") cuts them; nearest: 24 or "
+         "36, or micro_batch_size 3"},
+        {8,
+         {CONTEXT "=4", "parallel.cp_comm_type=a2a"},
+         "--set parallel.cp_comm_type=a2a: parallel.cp_comm_type: a2a shares heads among tensor 1 · " CONTEXT
+         " 4 (--set " CONTEXT "=4) = 4 ranks, and num_attention_heads 12, num_query_groups 6 are not both "
+         "multiples of it; allowed: p2p|all_gather, or " CONTEXT " 2"},
+        {8,
+         {EXPERT "=2"},
+         "--set " EXPERT "=2: " EXPERT ": 2, but there are no experts to share: give model.num_experts; "
+         "allowed: 1"},
+        {8,
+         {EXPERT_TENSOR "=4", TENSOR "=2"},
+         EXPERT_TENSOR ": 4, but there are no experts to share: give model.num_experts; allowed: 1, or leave "
+                       "it out"},
+        {12,
+         {EXPERTS, EXPERT "=3"},
+         EXPERT ": model.num_experts 8 (--set model.num_experts=8) is not a multiple of 3; nearest: 2 or 4"},
+        {6,
+         {EXPERTS, EXPERT "=4"},
+         EXPERT ": world size 6 is not a multiple of expert tensor 1 · expert 4 · pipeline 1 = 4; nearest "
+                "world size: 4 or 8, or " EXPERT " 2"},
+        {9,
+         {EXPERTS, EXPERT "=2", TENSOR "=3", SEQUENCE, "train.micro_batch_size=3"},
+         "world size 9 is not a multiple of expert tensor 3 · expert 2 · pipeline 1 = 6; nearest world size: "
+         "6 or 12, or " EXPERT " 1"},
+        {6,
+         {EXPERTS, EXPERT_TENSOR "=4", "model.moe_ffn_hidden_size=24"},
+         "--set " EXPERT_TENSOR "=4: " EXPERT_TENSOR ": world size 6 is not a multiple of expert tensor 4 · "
+         "expert 1 · pipeline 1 = 4; nearest world size: 4 or 8, or " EXPERT_TENSOR " 3 or 6"},
+        {4,
+         {EXPERTS, EXPERT_TENSOR "=4", "model.moe_ffn_hidden_size=50"},
+         "model.moe_ffn_hidden_size: 50 is not a multiple of " EXPERT_TENSOR " 4 (--set " EXPERT_TENSOR
+         "=4); nearest: 48 or 52"},
+        {2,
+         {EXPERTS, TENSOR "=2"},
+         "default: parallel.sequence_parallel: false with " TENSOR " 2 (--set " TENSOR
+         "=2) and model.num_experts 8 (--set model.num_experts=8): every tensor-parallel rank sends rows of "
+         "its own to the experts; allowed: true"},
+        {2,
+         {EXPERTS, TENSOR "=2", SEQUENCE, "model.moe_shared_expert_intermediate_size=25"},
+         "model.moe_shared_expert_intermediate_size: 25 is not a multiple of " TENSOR " 2 (--set " TENSOR
+         "=2); nearest: 24 or 26; legal tensor_model_parallel_size: 1"},
+        {1,
+         {EXPERTS, "train.micro_batch_size=33554432", "model.num_experts=1024", "model.moe_router_topk=1024",
+          "model.moe_expert_rank_capacity_factor=1000"},
+         "model.moe_expert_rank_capacity_factor: 1000 is too much: the rows that a rank's experts may get "
+         "would be"},
+        {1,
+         {EXPERTS, "model.moe_expert_capacity_factor=1.0e+6", "model.moe_pad_expert_input_to_capacity=true",
+          "train.micro_batch_size=1048576", "model.num_experts=1024"},
+         "model.moe_pad_expert_input_to_capacity: true with"},
         {1,
          {"recompute.granularity=selective", "recompute.modules=[mlp, core_atn]"},
          "recompute.modules: element 2, unknown module 'core_atn'; allowed: "
-         "core_attn|layernorm|activation|mlp; did you mean core_attn?"},
+         "core_attn|layernorm|activation|mlp|moe; did you mean core_attn?"},
         {1, {"recompute.modules=gathers"}, "element 1, unknown module 'gathers'"},
         {1, {"recompute.modules=[layers]"}, "element 1, unknown module 'layers'"},
-        {1, {"recompute.modules=[zzzzzz]"}, "'zzzzzz'; allowed: core_attn|layernorm|activation|mlp"},
+        {1, {"recompute.modules=[zzzzzz]"}, "'zzzzzz'; allowed: core_attn|layernorm|activation|mlp|moe"},
 };
 
 TEST(layouts_that_cannot_be_are_refused)
@@ -912,6 +1116,154 @@ TEST(layouts_are_derived)
 	CHECK_INT(c.ddp.bucket_size, 40000000);
 	CHECK_INT(config_recompute_modules(&c), 1u << REPEAT_NORM | 1u << REPEAT_ACTIVATION);
 	check_round_trip(&c);
+	config_free(&c);
+}
+
+static void check_lines(const struct option_list *list, const char *const *lines)
+{
+	for (; *lines; lines++)
+		if (!has_line(list, *lines))
+			test_failed(__FILE__, __LINE__, "no line '%s'", *lines);
+}
+
+TEST(experts_and_contexts_are_derived)
+{
+	struct config c;
+	struct err e;
+	const char *sets[] = {TENSOR "=2", SEQUENCE,           CONTEXT "=2", PIPELINE "=2",
+	                      EXPERT "=4", EXPERT_TENSOR "=1", EXPERTS,      "train.global_batch_size=8",
+	                      NULL};
+	static const char *const lines[] = {
+	        "data_parallel 2 = world 16 / (tensor 2 · context 2 · pipeline 2)",
+	        "expert_data_parallel 2 = world 16 / (expert_tensor 1 · expert 4 · pipeline 2)",
+	        "moe_ffn_hidden_size 240 = ffn_hidden_size", NULL};
+	MUST(!check_layout_of(&c, 16, sets, &e));
+	check_lines(&c.derived.equations, lines);
+	CHECK_INT(c.derived.data_parallel_size, 2);
+	CHECK_INT(c.derived.expert_data_parallel_size, 2);
+	CHECK_INT(c.derived.accumulation, 4);
+	CHECK_INT(c.model.moe_ffn_hidden_size, 240);
+	CHECK_INT(c.derived.notes.n, 0);
+	check_round_trip(&c);
+	config_free(&c);
+	const char *same[] = {TENSOR "=2", SEQUENCE, EXPERTS, NULL}, *none[] = {TENSOR "=2", NULL};
+	MUST(!check_layout_of(&c, 4, same, &e)); /* an expert is cut as the rest is */
+	CHECK_INT(c.parallel.expert_tensor_parallel_size, 2);
+	CHECK_STR(config_get_origin(&c, EXPERT_TENSOR), "derived");
+	CHECK(has_line(&c.derived.equations, "expert_tensor_parallel_size 2 = tensor_model_parallel_size"));
+	CHECK_INT(c.derived.expert_data_parallel_size, 2);
+	check_round_trip(&c);
+	config_free(&c);
+	MUST(!check_layout_of(&c, 4, none, &e));
+	CHECK_INT(c.parallel.expert_tensor_parallel_size, 1);
+	CHECK_INT(c.model.moe_ffn_hidden_size, OPTION_NULL_INT);
+	CHECK(!has_line(&c.derived.equations, "expert"));
+	check_round_trip(&c);
+	config_free(&c);
+}
+
+TEST(latent_attention_derives_its_heads)
+{
+	struct config c;
+	struct err e;
+	const char *sets[] = {MLA, TENSOR "=3", "model.num_query_groups=null", "model.hidden_size=100", NULL};
+	MUST(!check_layout_of(&c, 3, sets, &e));
+	CHECK_INT(c.model.num_query_groups, 12);
+	CHECK_INT(c.model.kv_channels, 24);
+	CHECK(has_line(&c.derived.equations, "kv_channels 24 = qk_head_dim 16 + qk_pos_emb_head_dim 8"));
+	CHECK_INT(c.derived.notes.n, 0);
+	check_round_trip(&c);
+	config_free(&c);
+}
+
+/* parallel.layout auto: what is not given is chosen by somebody else, and then judged like the rest. */
+
+static int choose(const struct config *from, struct config *to, const int64_t *sizes, int world,
+                  struct err *e)
+{
+	config_copy(to, from);
+	for (size_t i = 0; config_layout_keys[i]; i++)
+		if (!config_is_given(to, config_layout_keys[i]))
+			config_choose(to, config_layout_keys[i], sizes[i]);
+	*e = (struct err){0};
+	return config_check(to, world, e);
+}
+
+/* A tokenizer says how many tokens there are, and which of them ends a document where that matters. */
+TEST(tokenizers_complete_a_configuration)
+{
+	char tokenizer[400];
+	struct config c;
+	struct err e;
+	snprintf(tokenizer, sizeof tokenizer, "tokenizer.tokenizer_model=%s",
+	         test_golden("tokenizers/byte_level_bpe.json"));
+	const char *files[] = {scratch_file("sizes.yaml", SIZES, strlen(SIZES)), NULL};
+	const char *plain[] = {tokenizer, NULL},
+	           *resets[] = {tokenizer, "dataset.reset_position_ids=true", NULL};
+	const char *said[] = {tokenizer, "dataset.reset_attention_mask=true", "tokenizer.eod_id=7",
+	                      "model.vocab_size=3000", NULL};
+	MUST(!load(&c, files, plain, &e) && !run_complete_config(&c, &e) && !config_check(&c, 1, &e));
+	int64_t tokens = c.model.vocab_size;
+	CHECK(tokens > 256);
+	CHECK_INT(c.tokenizer.eod_id, OPTION_NULL_INT);
+	config_free(&c);
+	MUST(!load(&c, files, resets, &e));
+	CHECK_INT(config_check(&c, 1, &e), 0); /* known as soon as the tokenizer is read */
+	CHECK_INT(run_complete_config(&c, &e), 0);
+	CHECK_INT(config_check(&c, 1, &e), 0);
+	CHECK_INT(c.model.vocab_size, tokens);
+	CHECK(c.tokenizer.eod_id >= 0 && c.tokenizer.eod_id < tokens);
+	CHECK_HAS(config_get_origin(&c, "tokenizer.eod_id"), "byte_level_bpe.json");
+	config_free(&c);
+	MUST(!load(&c, files, said, &e) && !run_complete_config(&c, &e) && !config_check(&c, 1, &e));
+	CHECK_INT(c.model.vocab_size, 3000);
+	CHECK_INT(c.tokenizer.eod_id, 7);
+	check_round_trip(&c);
+	config_free(&c);
+}
+
+TEST(layouts_can_be_left_open)
+{
+	struct config c, chosen;
+	struct err e;
+	const char *sets[] = {"parallel=auto", PIPELINE "=2", EXPERTS, "train.global_batch_size=16",
+	                      SEQUENCE,        NULL};
+	MUST(!check_layout_of(&c, 7, sets, &e)); /* 7 is no multiple of 2 */
+	CHECK(config_layout_is_open(&c));
+	CHECK(config_is_given(&c, PIPELINE) && !config_is_given(&c, TENSOR));
+	CHECK_INT(c.derived.data_parallel_size, 0);
+	CHECK_INT(c.derived.accumulation, 0);
+	CHECK_INT(c.model.kv_channels, 8);
+	CHECK_STR(config_get_origin(&c, "parallel.layout"), "--set parallel=auto");
+	const int64_t legal[] = {2, 1, 8, 1, 4, 1}, illegal[] = {5, 1, 8, 1, 4, 1};
+	CHECK_INT(choose(&c, &chosen, illegal, 20, &e), EXIT_CONFIG);
+	CHECK_HAS(e.text,
+	          "model.num_attention_heads: 12 is not a multiple of " TENSOR " 5 (parallel.layout auto)");
+	config_free(&chosen);
+	MUST(!choose(&c, &chosen, legal, 16, &e));
+	CHECK(!config_layout_is_open(&chosen) && config_layout_is_open(&c));
+	CHECK_INT(chosen.parallel.pipeline_model_parallel_size, 2);
+	CHECK_INT(chosen.parallel.tensor_model_parallel_size, 2);
+	CHECK_INT(c.parallel.tensor_model_parallel_size, 1);
+	CHECK_INT(chosen.derived.data_parallel_size, 4);
+	CHECK_INT(chosen.derived.expert_data_parallel_size, 2);
+	CHECK_STR(config_get_origin(&chosen, TENSOR), "parallel.layout auto");
+	check_round_trip(&chosen);
+	config_free(&chosen);
+	CHECK_INT(c.model.num_layers, 8);
+	config_free(&c);
+	static const char yaml[] = LAYOUT_MODEL "parallel: auto\n", partly[] = LAYOUT_MODEL
+	                                                            "parallel: {layout: auto, "
+	                                                            "tensor_model_parallel_size: 2}\n";
+	MUST(!load_text(&c, yaml, sizeof yaml - 1, &e) && !config_check(&c, 3, &e));
+	CHECK(config_layout_is_open(&c) && !config_is_given(&c, TENSOR));
+	CHECK_INT(config_replace(&c, "parallel.layout", "given", "test", &e), 0);
+	CHECK(!config_layout_is_open(&c) && !config_check(&c, 3, &e));
+	CHECK_INT(c.derived.data_parallel_size, 3);
+	config_free(&c);
+	MUST(!load_text(&c, partly, sizeof partly - 1, &e) && !config_check(&c, 3, &e));
+	CHECK(config_layout_is_open(&c) && config_is_given(&c, TENSOR));
+	CHECK_INT(c.parallel.tensor_model_parallel_size, 2);
 	config_free(&c);
 }
 
@@ -1013,6 +1365,33 @@ static const struct {
          {PIPELINE "=4", "train.global_batch_size=3"},
          "(4 - 1) / (3 + 4 - 1) = 50% of a step; train.global_batch_size 4 fills"},
         {8, {PIPELINE "=4", "train.global_batch_size=16", "train.micro_batch_size=2"}, NULL},
+        {1, {"parallel.cp_comm_type=a2a"}, "has no effect with " CONTEXT " 1 (default)"},
+        {2, {"parallel.cp_comm_type=a2a", CONTEXT "=2"}, NULL},
+        {1, {"model.yarn_beta_fast=16"}, "has no effect with model.rope_type rope (default)"},
+        {1, {"model.yarn_beta_fast=16", "model.rope_type=yarn"}, NULL},
+        {1, {"model.yarn_beta_fast=32"}, NULL}, /* what it is anyway */
+        {1, {"model.v_head_dim=64"}, "has no effect with model.multi_latent_attention false (default)"},
+        {1, {"model.moe_router_topk=4"}, "has no effect with model.num_experts null (default)"},
+        {1, {"model.moe_layer_freq=([1]*8)"}, "model.moe_layer_freq \"([1]*8)\" (--set "},
+        {1, {"model.moe_layer_freq=1"}, NULL},
+        {1, {"model.moe_expert_capacity_factor=1.5"}, "has no effect with model.num_experts null"},
+        {1, {EXPERTS, "model.moe_expert_capacity_factor=1.5", "model.moe_token_drop_policy=position"}, NULL},
+        {1,
+         {EXPERTS, "model.moe_token_drop_policy=position"},
+         "has no effect with model.moe_expert_capacity_factor null (default)"},
+        {1,
+         {EXPERTS, "model.moe_router_bias_update_rate=0.1"},
+         "has no effect with model.moe_router_enable_expert_bias false"},
+        {1,
+         {EXPERTS, "model.moe_router_load_balancing_type=none", "model.moe_aux_loss_coeff=0.1"},
+         "model.moe_aux_loss_coeff 0.1 (--set model.moe_aux_loss_coeff=0.1) has no effect with "
+         "model.moe_router_load_balancing_type none"},
+        {1, {EXPERTS, "model.moe_router_load_balancing_type=none", "model.moe_aux_loss_coeff=0"}, NULL},
+        {1,
+         {EXPERTS, "model.moe_router_score_function=sigmoid", "model.moe_router_pre_softmax=true"},
+         "has no effect with model.moe_router_score_function sigmoid"},
+        {1, {EXPERTS, "model.moe_router_topk=1"}, "the softmax over one expert is 1"},
+        {1, {EXPERTS, "model.moe_router_topk=1", "model.moe_router_pre_softmax=true"}, NULL},
 };
 
 TEST(layout_keys_without_effect_are_noted)
@@ -1043,6 +1422,8 @@ TEST(recompute_modules_are_a_set)
 	        {{"recompute.granularity=selective", "recompute.modules=core_attn"}, 1u << REPEAT_CORE},
 	        {{"recompute.granularity=selective", "recompute.modules=[mlp, core_attn, mlp]"},
 	         1u << REPEAT_MLP | 1u << REPEAT_CORE},
+	        {{"recompute.granularity=selective", "recompute.modules=[mlp, moe]"},
+	         1u << REPEAT_MLP | 1u << REPEAT_EXPERTS},
 	        {{"recompute.granularity=selective", "recompute.modules=[activation, layernorm]"},
 	         1u << REPEAT_NORM | 1u << REPEAT_ACTIVATION},
 	};
@@ -1063,10 +1444,11 @@ struct random_layout {
 	int world;
 	int64_t tensor, pipeline, chunks, layers, heads, groups, ffn, rows, length, micro, global, first,
 	        last, instances; /* 0: not said */
-	bool sequence, count_embedding, count_loss;
+	int64_t context, experts, expert, expert_tensor, every, moe_ffn, shared;
+	bool sequence, count_embedding, count_loss, a2a;
 	const char *schedule; /* NULL: not said */
-	char text[20][80];
-	const char *sets[24];
+	char text[28][80];
+	const char *sets[36];
 };
 
 static int64_t pick(uint64_t *n, const char *choices)
@@ -1092,7 +1474,12 @@ static void draw_layout(struct random_layout *l, uint64_t seed)
 	*l = (struct random_layout){0};
 	l->tensor = pick(&r, "bbbbccde");
 	l->pipeline = pick(&r, "bbbccdeg");
-	l->world = (int)(pick(&r, "bcde") * (pick(&r, "aaab") ? 1 : l->tensor * l->pipeline));
+	l->context = pick(&r, "bbbbbbccde");
+	l->experts = pick(&r, "aaaahhgi");
+	l->expert = pick(&r, l->experts ? "bbccce" : "bbbbbbbbbc");
+	l->expert_tensor = pick(&r, l->experts ? "aabbbc" : "aaaaaabc");
+	int64_t dense = l->tensor * l->pipeline * l->context, copies = pick(&r, "bbcde");
+	l->world = (int)(pick(&r, "aaab") ? copies : dense * (pick(&r, "ab") ? copies : l->expert));
 	l->chunks = pick(&r, "bbbbccd");
 	l->layers = pick(&r, "beghiijjkkll");
 	l->heads = pick(&r, "beghiii");
@@ -1101,13 +1488,19 @@ static void draw_layout(struct random_layout *l, uint64_t seed)
 	l->rows = pick(&r, "aaabcem");
 	l->length = pick(&r, "bcdfhhk");
 	l->micro = pick(&r, "bbbcde");
-	l->global = pick(&r, "aaghikllllm");
-	l->first = pick(&r, "aaaaaaaaaaabce");
-	l->last = pick(&r, "aaaaaaaaaaabce");
-	l->instances = pick(&r, "bbbbcde");
+	l->global = pick(&r, "aaaaahkllllm");
+	l->first = pick(&r, "aaaaaaaaaaaaaaaabce");
+	l->last = pick(&r, "aaaaaaaaaaaaaaaabce");
+	l->instances = pick(&r, "bbbbbbcd");
 	l->sequence = pick(&r, "ab");
 	l->count_embedding = pick(&r, "aaab");
 	l->count_loss = pick(&r, "aaab");
+	l->a2a = pick(&r, "aab");
+	l->every = pick(&r, "bbc");
+	l->moe_ffn = pick(&r, "aaaaklm");
+	l->shared = pick(&r, "aaakllg");
+	if (l->experts && pick(&r, "aaaaab") == 0)
+		l->sequence = true;
 	l->schedule = schedules[rng_bits(7, r) % 8];
 }
 
@@ -1129,15 +1522,24 @@ static void write_layout(struct random_layout *l)
 	put_set(l, &n, "parallel.num_layers_in_first_pipeline_stage", l->first);
 	put_set(l, &n, "parallel.num_layers_in_last_pipeline_stage", l->last);
 	put_set(l, &n, INSTANCES, l->instances);
+	put_set(l, &n, CONTEXT, l->context);
+	put_set(l, &n, EXPERT, l->expert);
+	put_set(l, &n, EXPERT_TENSOR, l->expert_tensor);
+	put_set(l, &n, "model.num_experts", l->experts);
+	put_set(l, &n, "model.moe_layer_freq", l->every);
+	put_set(l, &n, "model.moe_ffn_hidden_size", l->moe_ffn);
+	put_set(l, &n, "model.moe_shared_expert_intermediate_size", l->shared);
+	if (l->a2a)
+		l->sets[n++] = "parallel.cp_comm_type=a2a";
 	if (l->sequence)
-		l->sets[n++] = "parallel.sequence_parallel=true";
+		l->sets[n++] = SEQUENCE;
 	if (l->count_embedding)
 		l->sets[n++] = "parallel.account_for_embedding_in_pipeline_split=true";
 	if (l->count_loss)
 		l->sets[n++] = "parallel.account_for_loss_in_pipeline_split=true";
 	if (l->schedule) {
-		snprintf(l->text[19], sizeof l->text[19], SCHEDULE "=%s", l->schedule);
-		l->sets[n++] = l->text[19];
+		snprintf(l->text[27], sizeof l->text[27], SCHEDULE "=%s", l->schedule);
+		l->sets[n++] = l->text[27];
 	}
 	l->sets[n] = NULL;
 }
@@ -1162,15 +1564,45 @@ static bool stages_fit(const struct random_layout *l)
 	return l->pipeline == 1 || !stages_split(&spec, stage, &e);
 }
 
+static bool has_dense_layers(const struct random_layout *l)
+{
+	return !l->experts || (l->every == 2 && l->layers > 1);
+}
+
+static int64_t ranks_of_expert(const struct random_layout *l)
+{
+	return l->expert_tensor ? l->expert_tensor : l->experts ? l->tensor : 1;
+}
+
+static bool experts_fit(const struct random_layout *l)
+{
+	int64_t t = l->tensor, ffn = l->ffn ? l->ffn : 240, ranks = ranks_of_expert(l);
+	if (!l->experts)
+		return l->expert == 1 && (ranks == 1 || ranks == t);
+	return l->experts % l->expert == 0 && (l->moe_ffn ? l->moe_ffn : ffn) % ranks == 0 &&
+	       l->shared % t == 0 && (t == 1 || l->sequence) &&
+	       l->world % (ranks * l->expert * l->pipeline) == 0;
+}
+
+static bool contexts_fit(const struct random_layout *l)
+{
+	int64_t groups = l->groups ? l->groups : l->heads, ranks = l->tensor * l->context;
+	if (l->context > 1 && l->length % (2 * l->context))
+		return false;
+	return !l->a2a || (l->heads % ranks == 0 && groups % ranks == 0);
+}
+
 static bool layout_fits(const struct random_layout *l)
 {
 	int64_t groups = l->groups ? l->groups : l->heads, ffn = l->ffn ? l->ffn : 240, t = l->tensor;
-	int64_t data = l->world / (t * l->pipeline);
-	if (data * t * l->pipeline != l->world || l->heads % groups)
+	int64_t data = l->world / (t * l->context * l->pipeline);
+	if (data * t * l->context * l->pipeline != l->world || l->heads % groups)
 		return false;
-	if (l->heads % t || groups % t || ffn % t || (l->rows && l->rows < t))
+	if (!experts_fit(l) || !contexts_fit(l) || (has_dense_layers(l) && ffn % t))
 		return false;
-	if (l->sequence && l->micro * l->length % t)
+	if (l->heads % t || groups % t || (l->rows && l->rows < t))
+		return false;
+	if (l->sequence && l->micro * (l->length / l->context) % t)
 		return false;
 	int64_t global = l->global ? l->global : l->micro * data;
 	return global % (l->micro * data) == 0 && data % l->instances == 0 &&
@@ -1181,7 +1613,9 @@ static bool layout_fits(const struct random_layout *l)
 static void check_accepted(const struct random_layout *l, const struct config *c)
 {
 	const struct config_derived *d = &c->derived;
-	CHECK_INT(d->data_parallel_size * l->tensor * l->pipeline, l->world);
+	CHECK_INT(d->data_parallel_size * l->tensor * l->context * l->pipeline, l->world);
+	CHECK_INT(c->parallel.expert_tensor_parallel_size, ranks_of_expert(l));
+	CHECK_INT(d->expert_data_parallel_size * ranks_of_expert(l) * l->expert * l->pipeline, l->world);
 	CHECK_INT(d->optimizer_shards * l->instances, d->data_parallel_size);
 	CHECK_INT(d->accumulation * l->micro * d->data_parallel_size, c->train.global_batch_size);
 	CHECK_INT(d->stages.n, l->pipeline > 1 ? l->pipeline * l->chunks : 0);
@@ -1214,8 +1648,11 @@ static size_t try_nearest(struct random_layout *l, const char *text)
 	                                   "model.ffn_hidden_size",
 	                                   "model.seq_length",
 	                                   "train.global_batch_size",
+	                                   "model.moe_ffn_hidden_size",
+	                                   "model.moe_shared_expert_intermediate_size",
 	                                   INSTANCES,
 	                                   TENSOR,
+	                                   EXPERT,
 	                                   CHUNKS};
 	const char *at = strstr(text, "; nearest: ");
 	size_t n = 0, tried = 0;
@@ -1252,8 +1689,8 @@ static size_t try_nearest(struct random_layout *l, const char *text)
 
 TEST(random_layouts_are_accepted_where_they_divide)
 {
-	size_t accepted = 0, refused = 0, tried = 0, interleaved = 0;
-	for (uint64_t seed = 0; seed < 4000; seed++) {
+	size_t accepted = 0, refused = 0, tried = 0, interleaved = 0, contexts = 0, experts = 0, grids = 0;
+	for (uint64_t seed = 0; seed < 6000; seed++) {
 		struct random_layout l;
 		struct config c;
 		struct err e;
@@ -1277,9 +1714,164 @@ TEST(random_layouts_are_accepted_where_they_divide)
 		accepted += !rc;
 		refused += rc != 0;
 		interleaved += !rc && l.chunks > 1;
+		contexts += !rc && l.context > 1;
+		experts += !rc && l.experts;
+		grids += !rc && l.expert > 1 && ranks_of_expert(&l) != l.tensor;
 		config_free(&c);
 	}
 	CHECK(accepted > 250 && refused > 1000 && tried > 400 && interleaved > 20);
+	CHECK(contexts > 20 && experts > 60 && grids > 10);
+}
+
+/* The same of models with experts or latent attention: what may not be put together. */
+
+struct random_model {
+	int64_t experts, topk, groups, used, shared, query_groups, width; /* 0: not said */
+	bool bias, capacity, pad, gate, overlap, linear_bias, mla, norms, qkv_bias, half, yarn, llama, slow;
+	const char *score, *freq, *position;
+	bool freq_fits;
+	char text[8][64];
+	const char *sets[40];
+};
+
+static void draw_model(struct random_model *m, uint64_t seed)
+{
+	static const struct {
+		const char *freq;
+		bool fits;
+	} freqs[] = {{"1", true},         {"2", true},        {"9", true},        {"([0]*3+[1])", true},
+	             {"([0,1]*2)", true}, {"([1]*5)", false}, {"([0]*4)", false}, {"x", false}};
+	static const char *const scores[] = {"softmax", "sigmoid", "sqrtsoftplus"};
+	static const char *const positions[] = {"rope", "rope", "rope", "rope", "none", "learned_absolute"};
+	uint64_t r = seed * 64;
+	*m = (struct random_model){0};
+	m->experts = pick(&r, "abeghi");
+	m->topk = pick(&r, "aaaabcdegh");
+	m->groups = pick(&r, "aaabcde");
+	m->used = pick(&r, m->groups ? "abbbccde" : "aaaaaaab");
+	m->shared = pick(&r, "aal");
+	m->mla = pick(&r, "aab");
+	m->query_groups = pick(&r, "aaac");
+	m->width = pick(&r, "aaaak");
+	bool *rare[] = {&m->bias,     &m->capacity, &m->pad,  &m->gate, &m->overlap, &m->linear_bias,
+	                &m->qkv_bias, &m->norms,    &m->half, &m->yarn, &m->llama,   &m->slow};
+	for (size_t i = 0; i < sizeof rare / sizeof *rare; i++)
+		*rare[i] = pick(&r, "aaaaaab");
+	size_t f = rng_bits(7, r++) % 24;
+	f = f < sizeof freqs / sizeof *freqs ? f : 0;
+	m->freq = freqs[f].freq;
+	m->freq_fits = freqs[f].fits;
+	m->score = scores[rng_bits(7, r++) % 3];
+	m->position = positions[rng_bits(7, r++) % 6];
+}
+
+static void write_model(struct random_model *m)
+{
+	const struct {
+		const char *key;
+		int64_t value;
+	} numbers[] = {{"model.num_experts", m->experts},
+	               {"model.moe_router_topk", m->topk},
+	               {"model.moe_router_num_groups", m->groups},
+	               {"model.moe_router_group_topk", m->used},
+	               {"model.moe_shared_expert_intermediate_size", m->shared},
+	               {"model.num_query_groups", m->query_groups},
+	               {"model.kv_channels", m->width}};
+	const struct {
+		const char *set;
+		bool said;
+	} words[] = {{"model.multi_latent_attention=true", m->mla},
+	             {"model.qk_head_dim=16", true},
+	             {"model.qk_pos_emb_head_dim=8", true},
+	             {"model.moe_router_enable_expert_bias=true", m->bias},
+	             {"model.moe_expert_capacity_factor=1.5", m->capacity},
+	             {"model.moe_pad_expert_input_to_capacity=true", m->pad},
+	             {"model.moe_shared_expert_gate=true", m->gate},
+	             {"model.moe_shared_expert_overlap=true", m->overlap},
+	             {"model.add_bias_linear=true", m->linear_bias},
+	             {"model.add_qkv_bias=true", m->qkv_bias},
+	             {"model.qk_layernorm=true", m->norms},
+	             {"model.rotary_percent=0.5", m->half},
+	             {"model.rope_type=yarn", m->yarn},
+	             {"model.use_rope_scaling=true", m->llama},
+	             {"model.yarn_beta_slow=40", m->slow}};
+	const char *texts[][2] = {{"model.moe_layer_freq", m->freq},
+	                          {"model.moe_router_score_function", m->score},
+	                          {"model.position_embedding_type", m->position}};
+	static char said[3][80];
+	size_t n = 0, kept = 0;
+	for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+		if (numbers[i].value) {
+			snprintf(m->text[kept], sizeof m->text[0], "%s=%lld", numbers[i].key,
+			         (long long)numbers[i].value);
+			m->sets[n++] = m->text[kept++];
+		}
+	for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+		if (words[i].said)
+			m->sets[n++] = words[i].set;
+	for (size_t i = 0; i < 3; i++) {
+		snprintf(said[i], sizeof said[i], "%s=%s", texts[i][0], texts[i][1]);
+		m->sets[n++] = said[i];
+	}
+	m->sets[n] = NULL;
+}
+
+static bool router_fits(const struct random_model *m)
+{
+	int64_t topk = m->topk ? m->topk : 2;
+	if (topk > m->experts || !m->groups != !m->used || (m->bias && !strcmp(m->score, "softmax")))
+		return false;
+	return !m->groups || (m->experts % m->groups == 0 && m->used <= m->groups && topk % m->used == 0 &&
+	                      topk / m->used <= m->experts / m->groups);
+}
+
+/* Of 4 layers, 4 heads, width 64. */
+static bool model_fits(const struct random_model *m)
+{
+	bool rope = !strcmp(m->position, "rope");
+	if (m->experts && (!router_fits(m) || !m->freq_fits || m->linear_bias || (m->pad && !m->capacity) ||
+	                   (!m->shared && (m->gate || m->overlap))))
+		return false;
+	if (m->mla && (m->query_groups || (m->width && m->width != 24) || m->linear_bias || m->qkv_bias ||
+	               m->norms || m->half || !rope))
+		return false;
+	return rope ? !(m->yarn && (m->llama || m->slow)) : !m->yarn && !m->llama;
+}
+
+TEST(random_models_are_accepted_where_they_fit)
+{
+	static const char sizes[] =
+	        "model: {num_layers: 4, hidden_size: 64, num_attention_heads: 4, seq_length: "
+	        "32}\ntrain: {train_iters: 10}\n";
+	size_t accepted = 0, experts = 0, groups = 0, latents = 0;
+	char path[300];
+	snprintf(path, sizeof path, "%s", scratch_file("random.yaml", sizes, sizeof sizes - 1));
+	for (uint64_t seed = 0; seed < 3000; seed++) {
+		struct random_model m;
+		struct config c;
+		struct err e;
+		draw_model(&m, seed);
+		write_model(&m);
+		const char *files[] = {path, NULL};
+		int rc = load(&c, files, m.sets, &e);
+		CHECK_INT(rc, 0);
+		rc = config_check(&c, 1, &e);
+		if (!rc != model_fits(&m)) {
+			struct buf b = {0};
+			for (size_t i = 0; m.sets[i]; i++)
+				buf_printf(&b, " %s", m.sets[i]);
+			test_failed(__FILE__, __LINE__, "%s: %s", b.data, rc ? e.text : "accepted");
+			buf_free(&b);
+		}
+		if (!rc && accepted % 8 == 0)
+			check_round_trip(&c);
+		accepted += !rc;
+		experts += !rc && m.experts;
+		groups += !rc && m.experts && m.groups;
+		latents += !rc && m.mla;
+		config_free(&c);
+	}
+	CHECK(accepted > 400 && accepted < 2000 && experts > 100 && groups > 30 && latents > 50);
 }
 
 TEST(layouts_do_not_change_the_hash)
@@ -1293,6 +1885,7 @@ TEST(layouts_do_not_change_the_hash)
 	        {4, {PIPELINE "=4", SCHEDULE "=zero_bubble"}},
 	        {4, {PIPELINE "=2", CHUNKS "=4", "train.micro_batch_size=2", INSTANCES "=2"}},
 	        {2, {PIPELINE "=2", PIPELINE_LAYOUT "=Et|t*7,L", "recompute.granularity=selective"}},
+	        {8, {CONTEXT "=2", "parallel.cp_comm_type=all_gather", EXPERT_TENSOR "=1", "parallel=auto"}},
 	};
 	uint64_t h = 0;
 	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -1338,14 +1931,14 @@ TEST(hash_covers_what_defines_the_training)
 		CHECK(hash_with(other[i]) != h);
 }
 
-TEST(mutated_files_never_crash)
+static void mutate(const char *name, int world, uint64_t rounds)
 {
 	char *text;
 	size_t bytes, good = 0;
 	struct err e = {0};
-	MUST(!sys_read_file(test_golden("config/demo.yaml"), 1 << 20, &text, &bytes, &e));
+	MUST(!sys_read_file(test_golden(name), 1 << 20, &text, &bytes, &e));
 	char *copy = mem_array(bytes, 1);
-	for (uint64_t i = 0; i < 1500; i++) {
+	for (uint64_t i = 0; i < rounds; i++) {
 		size_t n = i % 5 ? bytes : rng_bits(1, i) % bytes;
 		static const char spice[] = "{}[]:,#&*!|>'\"%@`-? \n\t0e.\\<~";
 		memcpy(copy, text, n);
@@ -1356,16 +1949,22 @@ TEST(mutated_files_never_crash)
 		struct config c;
 		int rc = load_text(&c, copy, n, &e);
 		if (!rc)
-			rc = config_check(&c, 1, &e);
+			rc = config_check(&c, world, &e);
 		CHECK(!rc || (rc == EXIT_CONFIG && *e.text));
 		good += !rc;
 		if (!rc && i % 8 == 0)
 			check_round_trip(&c);
 		config_free(&c);
 	}
-	CHECK(good > 10 && good < 1400);
+	CHECK(good > 5 && good < rounds - 100);
 	free(copy);
 	free(text);
+}
+
+TEST(mutated_files_never_crash)
+{
+	mutate("config/demo.yaml", 1, 1500);
+	mutate("config/experts.yaml", 8, 800);
 }
 
 TEST(schema_names_every_key)

@@ -6,7 +6,7 @@ fail() {
 	echo "FAIL: $*"
 	exit 1
 }
-for model in gpt2 llama; do
+for model in gpt2 llama mixtral deepseek_v3; do
 	golden=$SRCDIR/test/golden/$model
 	mkdir "$dir/$model"
 	cp "$golden/config.json" "$golden/model.safetensors" "$dir/$model"

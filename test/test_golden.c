@@ -1,11 +1,12 @@
-/* The program against PyTorch: logits, every gradient, five losses and gradient norms, final weights, of six
- * small models whose values test/golden/make.py computed in double precision with Hugging Face transformers;
- * on one rank, and on many in every kind of layout.
+/* The program against PyTorch: logits, every gradient, five losses and gradient norms, final weights, of
+ * eight small models whose values test/golden/make.py computed in double precision with Hugging Face
+ * transformers; on one rank, and on many in every kind of layout.
  */
 #include "ckpt/safetensors.h"
 #include "kernels/kernels.h"
 #include "test/ranks.h"
 #include "test/test.h"
+#include "train/generate.h"
 #include "train/pieces.h"
 #include "train/state.h"
 #include "train/step.h"
@@ -14,7 +15,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-enum { STEPS = 5, WORDS = 24, VOCABULARY = 131 };
+enum { STEPS = 5, WORDS = 40, VOCABULARY = 131 };
 
 struct golden {
 	const char *folder;
@@ -24,6 +25,7 @@ struct golden {
 #define SIZES                                                                                                \
 	"model.num_layers=2", "model.hidden_size=48", "model.num_attention_heads=4", "model.vocab_size=131", \
 	        "model.seq_length=24", "model.max_position_embeddings=64"
+#define NO_BALANCING "model.moe_router_load_balancing_type=none", "model.moe_aux_loss_coeff=0"
 #define LLAMA SIZES, "model.num_query_groups=2", "model.ffn_hidden_size=80"
 
 static const struct golden models[] = {
@@ -41,7 +43,34 @@ static const struct golden models[] = {
          {LLAMA, "model.kv_channels=24", "model.qk_layernorm=true", "model.norm_epsilon=1.0e-6",
           "model.untie_embeddings_and_output_weights=false"}},
         {"mistral", {LLAMA, "model.window_size=10"}},
+        {"mixtral",
+         {LLAMA, NO_BALANCING, "model.rotary_base=1000000", "model.num_experts=4",
+          "model.moe_router_topk=2"}},
+        {"deepseek_v3",
+         {SIZES,
+          NO_BALANCING,
+          "model.ffn_hidden_size=80",
+          "model.norm_epsilon=1.0e-6",
+          "model.rotary_interleaved=true",
+          "model.multi_latent_attention=true",
+          "model.q_lora_rank=24",
+          "model.kv_lora_rank=16",
+          "model.qk_head_dim=16",
+          "model.qk_pos_emb_head_dim=8",
+          "model.v_head_dim=16",
+          "model.num_experts=8",
+          "model.moe_layer_freq=([0]+[1])",
+          "model.moe_ffn_hidden_size=40",
+          "model.moe_shared_expert_intermediate_size=40",
+          "model.moe_router_topk=2",
+          "model.moe_router_score_function=sigmoid",
+          "model.moe_router_num_groups=2",
+          "model.moe_router_group_topk=1",
+          "model.moe_router_topk_scaling_factor=2.5",
+          "model.moe_router_enable_expert_bias=true",
+          "model.moe_router_bias_update_rate=0"}},
 };
+enum { GPT2, LLAMA1, LLAMA3, QWEN2, QWEN3, MISTRAL, MIXTRAL, DEEPSEEK };
 
 /* Where a logical parameter stands in the Hugging Face file. %d is the layer; `third` picks q, k or v of
  * GPT-2's joined projection, whose matrices are stored [in, out]. */
@@ -96,6 +125,45 @@ static const struct name_row llama_names[] = {
         {NULL, NULL, 0, 0},
 };
 
+static const struct name_row mixtral_names[] = {
+        {"decoder.layers.%d.mlp.router.weight", "model.layers.%d.block_sparse_moe.gate.weight", 0, 0},
+        {"decoder.layers.%d.mlp.experts.%d.gate.weight",
+         "model.layers.%d.block_sparse_moe.experts.%d.w1.weight", 0, 0},
+        {"decoder.layers.%d.mlp.experts.%d.up.weight",
+         "model.layers.%d.block_sparse_moe.experts.%d.w3.weight", 0, 0},
+        {"decoder.layers.%d.mlp.experts.%d.fc2.weight",
+         "model.layers.%d.block_sparse_moe.experts.%d.w2.weight", 0, 0},
+        {NULL, NULL, 0, 0},
+};
+
+static const struct name_row deepseek_names[] = {
+        {"decoder.layers.%d.attention.query_down.weight", "model.layers.%d.self_attn.q_a_proj.weight", 0, 0},
+        {"decoder.layers.%d.attention.query_latent_norm.weight",
+         "model.layers.%d.self_attn.q_a_layernorm.weight", 0, 0},
+        {"decoder.layers.%d.attention.query_up.weight", "model.layers.%d.self_attn.q_b_proj.weight", 0, 0},
+        {"decoder.layers.%d.attention.key_value_down.weight",
+         "model.layers.%d.self_attn.kv_a_proj_with_mqa.weight", 0, 0},
+        {"decoder.layers.%d.attention.key_value_latent_norm.weight",
+         "model.layers.%d.self_attn.kv_a_layernorm.weight", 0, 0},
+        {"decoder.layers.%d.attention.key_value_up.weight", "model.layers.%d.self_attn.kv_b_proj.weight", 0,
+         0},
+        {"decoder.layers.%d.mlp.router.weight", "model.layers.%d.mlp.gate.weight", 0, 0},
+        {"decoder.layers.%d.mlp.router.expert_bias", "model.layers.%d.mlp.gate.e_score_correction_bias", 0,
+         0},
+        {"decoder.layers.%d.mlp.experts.%d.gate.weight", "model.layers.%d.mlp.experts.%d.gate_proj.weight", 0,
+         0},
+        {"decoder.layers.%d.mlp.experts.%d.up.weight", "model.layers.%d.mlp.experts.%d.up_proj.weight", 0, 0},
+        {"decoder.layers.%d.mlp.experts.%d.fc2.weight", "model.layers.%d.mlp.experts.%d.down_proj.weight", 0,
+         0},
+        {"decoder.layers.%d.mlp.shared_experts.gate.weight",
+         "model.layers.%d.mlp.shared_experts.gate_proj.weight", 0, 0},
+        {"decoder.layers.%d.mlp.shared_experts.up.weight",
+         "model.layers.%d.mlp.shared_experts.up_proj.weight", 0, 0},
+        {"decoder.layers.%d.mlp.shared_experts.fc2.weight",
+         "model.layers.%d.mlp.shared_experts.down_proj.weight", 0, 0},
+        {NULL, NULL, 0, 0},
+};
+
 struct tolerance {
 	double loss;   /* absolute */
 	double norm;   /* relative */
@@ -126,17 +194,35 @@ struct run { /* one model in one layout, shared by its ranks */
 	float *loss, *norm;
 };
 
+/* Layer and, where there is one, expert of a logical name in the place of its numbers. */
+static bool fits(const struct name_row *row, const char *ours, char *theirs, size_t cap)
+{
+	char name[200];
+	for (int layer = 0; layer < 2; layer++)
+		for (int expert = 0; expert < 8; expert++) {
+			snprintf(name, sizeof name, row->ours, layer, expert);
+			snprintf(theirs, cap, row->theirs, layer, expert);
+			if (!strcmp(name, ours))
+				return true;
+		}
+	return false;
+}
+
+/* By the first table of the model's family that knows it. */
 static const struct name_row *find_name(const struct golden *g, const char *ours, char *theirs, size_t cap)
 {
-	const struct name_row *row = strcmp(g->folder, "gpt2") ? llama_names : gpt2_names;
-	for (; row->ours; row++)
-		for (int layer = 0; layer < 2; layer++) {
-			char name[200];
-			snprintf(name, sizeof name, row->ours, layer);
-			snprintf(theirs, cap, row->theirs, layer);
-			if (!strcmp(name, ours))
+	const struct name_row *const gpt2[] = {gpt2_names, NULL},
+	                             *const mixtral[] = {mixtral_names, llama_names, NULL},
+	                             *const deepseek[] = {deepseek_names, llama_names, NULL},
+	                             *const llama[] = {llama_names, NULL};
+	const struct name_row *const *tables = g == &models[GPT2]       ? gpt2
+	                                       : g == &models[MIXTRAL]  ? mixtral
+	                                       : g == &models[DEEPSEEK] ? deepseek
+	                                                                : llama;
+	for (; *tables; tables++)
+		for (const struct name_row *row = *tables; row->ours; row++)
+			if (fits(row, ours, theirs, cap))
 				return row;
-		}
 	return NULL;
 }
 
@@ -280,7 +366,7 @@ static void compare_piece(struct run *run, struct step *s, const struct piece *q
 }
 
 /* This rank's boxes of every logical parameter. The key bias of gpt2 has a gradient of zero but for rounding,
- * which Adam magnifies. */
+ * which Adam magnifies; the router's bias is none of the parameters that the file has. */
 static void compare_pieces(struct run *run, struct step *s, enum shard_state state, const char *prefix)
 {
 	struct piece *list;
@@ -288,7 +374,8 @@ static void compare_pieces(struct run *run, struct step *s, enum shard_state sta
 	bool weights = state == SHARD_PARAM;
 	CHECK(n > 0);
 	for (size_t i = 0; i < n; i++)
-		if (!strstr(list[i].part->name, "attention.key.bias"))
+		if (!strstr(list[i].part->name, "attention.key.bias") &&
+		    !strstr(list[i].part->name, "expert_bias"))
 			compare_piece(run, s, &list[i], prefix,
 			              weights ? run->tolerance->weight : run->tolerance->grad, weights);
 	free(list);
@@ -414,21 +501,24 @@ TEST(every_model_equals_pytorch)
 TEST(on_two_threads_too)
 {
 	static const struct layout one = {1, 2, {ALL_AT_ONCE}};
-	check_layout(&models[0], &one, &cpu_backend, &fp32);
+	check_layout(&models[GPT2], &one, &cpu_backend, &fp32);
 }
 
 TEST(the_reference_kernels_too)
 {
 	static const struct layout one = {1, 1, {ALL_AT_ONCE}};
-	check_layout(&models[0], &one, &cpu_reference_backend, &fp32);
-	check_layout(&models[1], &one, &cpu_reference_backend, &fp32);
+	check_layout(&models[GPT2], &one, &cpu_reference_backend, &fp32);
+	check_layout(&models[LLAMA1], &one, &cpu_reference_backend, &fp32);
+	check_layout(&models[MIXTRAL], &one, &cpu_reference_backend, &fp32);
+	check_layout(&models[DEEPSEEK], &one, &cpu_reference_backend, &fp32);
 }
 
 TEST(gradient_accumulation_changes_nothing)
 {
 	static const struct layout one = {1, 1, {ONE_BY_ONE}};
-	check_layout(&models[0], &one, &cpu_backend, &fp32);
-	check_layout(&models[1], &one, &cpu_backend, &fp32);
+	check_layout(&models[GPT2], &one, &cpu_backend, &fp32);
+	check_layout(&models[LLAMA1], &one, &cpu_backend, &fp32);
+	check_layout(&models[MIXTRAL], &one, &cpu_backend, &fp32);
 }
 
 TEST(recomputation_changes_nothing)
@@ -436,8 +526,9 @@ TEST(recomputation_changes_nothing)
 	static const struct layout how[] = {{1, 1, {ALL_AT_ONCE, "recompute.granularity=full"}},
 	                                    {1, 1, {ALL_AT_ONCE, "recompute.granularity=selective"}}};
 	for (size_t i = 0; i < 2; i++) {
-		check_layout(&models[0], &how[i], &cpu_backend, &fp32);
-		check_layout(&models[4], &how[i], &cpu_backend, &fp32);
+		check_layout(&models[GPT2], &how[i], &cpu_backend, &fp32);
+		check_layout(&models[QWEN3], &how[i], &cpu_backend, &fp32);
+		check_layout(&models[DEEPSEEK], &how[i], &cpu_backend, &fp32);
 	}
 }
 
@@ -453,10 +544,26 @@ TEST(bf16_stays_near)
 #define SP "parallel.sequence_parallel=true"
 #define PP2 "parallel.pipeline_model_parallel_size=2", ONE_BY_ONE
 #define ZERO "ddp.zero_stage="
-#define EACH_MODEL_IN(layouts)                                                   \
-	for (size_t i = 0; i < MODELS; i++)                                      \
-		for (size_t k = 0; k < sizeof(layouts) / sizeof *(layouts); k++) \
-	check_layout(&models[i], &(layouts)[k], &cpu_backend, &fp32)
+static bool cuts_rows_with_heads(const struct layout *l)
+{
+	bool tp = false, sp = false;
+	for (size_t i = 0; i < sizeof l->sets / sizeof *l->sets && l->sets[i]; i++) {
+		tp |= strstr(l->sets[i], "parallel.tensor_model_parallel_size") != NULL;
+		sp |= strstr(l->sets[i], "parallel.sequence_parallel") != NULL;
+	}
+	return !tp || sp;
+}
+
+/* Experts want every rank to have rows of its own. */
+static void check_models(const struct layout *l, size_t first, size_t end)
+{
+	for (size_t i = first; i < end; i++)
+		if (i < MIXTRAL || cuts_rows_with_heads(l))
+			check_layout(&models[i], l, &cpu_backend, &fp32);
+}
+#define EACH_MODEL_IN(layouts)                                           \
+	for (size_t k = 0; k < sizeof(layouts) / sizeof *(layouts); k++) \
+	check_models(&(layouts)[k], 0, MODELS)
 
 TEST(tensor_parallel_ranks_equal_pytorch)
 {
@@ -465,9 +572,9 @@ TEST(tensor_parallel_ranks_equal_pytorch)
 	        {4, 1, {"parallel.tensor_model_parallel_size=4", ALL_AT_ONCE}},
 	        {4, 1, {"parallel.tensor_model_parallel_size=4", SP, ONE_BY_ONE}}};
 	EACH_MODEL_IN(layouts);
-	/* Of the six, the one with four key-value heads. */
+	/* Of the dense ones, that with four key-value heads. */
 	for (size_t k = 0; k < 2; k++)
-		check_layout(&models[0], &four[k], &cpu_backend, &fp32);
+		check_layout(&models[GPT2], &four[k], &cpu_backend, &fp32);
 }
 
 TEST(pipeline_stages_equal_pytorch)
@@ -505,6 +612,79 @@ TEST(communication_beside_computation_equals_pytorch)
 	        {4, 1, {TP2, PP2, "comm_overlap.tp_comm_overlap=true"}},
 	        {6, 1, {TP2, SP, ONE_BY_ONE, ZERO "2", "ddp.overlap_grad_reduce=true"}}};
 	EACH_MODEL_IN(layouts);
+}
+
+/* The first sample's tokens through the caches, a chunk and then one at a time: logits are those of the
+ * whole. */
+static void check_generation(const struct golden *g)
+{
+	struct run run = {.g = g};
+	struct weights w;
+	struct config c;
+	struct err e = {0};
+	struct generator *generator = NULL;
+	struct stream *stream = NULL;
+	int32_t tokens[24], targets[24];
+	const float *logits;
+	char path[1200];
+	size_t n = 0;
+	snprintf(path, sizeof path, "%s/expected.h5", test_golden(g->folder));
+	struct dataset *data = open_data(test_golden(g->folder));
+	run.expected = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+	pthread_mutex_init(&run.lock, NULL);
+	float *want = read_expected(&run, "step0/logits", &n);
+	MUST(data && want && !dataset_batch(data, 0, 1, tokens, targets, &e));
+	MUST(!weights_open(test_golden(g->folder), &w, &e) && !generate_read_config(&w, &c, &e));
+	MUST(!cpu_backend.open(&stream, 1, &e) &&
+	     !generator_new(&c, &w, &cpu_backend, stream, &generator, &e));
+	for (size_t at = 0, some = 10; at < 24 && !e.code; at += some, some = 1) {
+		if (generator_feed(generator, tokens + at, some, &logits, &e))
+			break;
+		for (int v = 0; v < VOCABULARY; v++)
+			CHECK_NEAR(logits[v], want[(at + some - 1) * VOCABULARY + (size_t)v], 3e-6);
+	}
+	if (e.code)
+		test_failed(__FILE__, __LINE__, "%s: %s", g->folder, e.text);
+	generator_free(generator);
+	cpu_backend.close(stream);
+	weights_close(&w);
+	config_free(&c);
+	free(want);
+	H5Fclose(run.expected);
+	pthread_mutex_destroy(&run.lock);
+	dataset_close(data);
+}
+
+TEST(generation_equals_pytorch)
+{
+	for (size_t i = 0; i < MODELS; i++)
+		check_generation(&models[i]);
+}
+
+#define CP "parallel.context_parallel_size="
+#define EP "parallel.expert_model_parallel_size="
+
+TEST(context_parallel_ranks_equal_pytorch)
+{
+	static const struct layout layouts[] = {
+	        {2, 1, {CP "2", ALL_AT_ONCE}},
+	        {4, 1, {CP "4", ALL_AT_ONCE}},
+	        {2, 1, {CP "2", "parallel.cp_comm_type=all_gather", ALL_AT_ONCE}},
+	        {2, 1, {CP "2", "parallel.cp_comm_type=a2a", ALL_AT_ONCE}}};
+	EACH_MODEL_IN(layouts);
+}
+
+TEST(expert_parallel_ranks_equal_pytorch)
+{
+	static const struct layout layouts[] = {
+	        {3, 1, {ONE_BY_ONE, ZERO "1"}},
+	        {2, 1, {CP "2", EP "2", ALL_AT_ONCE}},
+	        {2, 1, {CP "2", EP "2", ALL_AT_ONCE, "model.moe_token_dispatcher_type=allgather"}},
+	        {4, 1, {TP2, SP, CP "2", EP "4", "parallel.expert_tensor_parallel_size=1", ALL_AT_ONCE}},
+	        {4, 1, {TP2, SP, CP "2", EP "2", "parallel.expert_tensor_parallel_size=2", ALL_AT_ONCE}},
+	        {8, 1, {TP2, SP, PP2, CP "2", EP "2"}}};
+	for (size_t k = 0; k < sizeof layouts / sizeof *layouts; k++)
+		check_models(&layouts[k], MIXTRAL, MODELS);
 }
 
 int main(int argc, char **argv)

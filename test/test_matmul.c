@@ -74,7 +74,8 @@ static void check_product(struct stream *s, const struct tile *tile, int m, int 
 	              bias = tensor_random(dtype, 1, n, 3), c = tensor_random(c_dtype, m, n, 4),
 	              wanted = tensor_random(c_dtype, m, n, 4);
 	struct matmul g = {m,        n,     k,      a.data,  b.data,   bits & 1,
-	                   bits & 2, dtype, c.data, c_dtype, bits & 4, bits & 8 ? &bias : NULL};
+	                   bits & 2, dtype, c.data, c_dtype, bits & 4, bits & 8 ? &bias : NULL,
+	                   0};
 	matmul_blocked_with(s, &g, tile);
 	multiply_plainly(&g, &wanted);
 	double off = difference(&c, &wanted);
@@ -107,6 +108,35 @@ TEST(products_in_several_parts)
 		check_product(s, tile_best(), 5, 40, 9001, bits);
 	check_product(s, tile_best(), 2700, 3, 4100, 0);
 	check_product(s, tile_best(), 3, 2700, 4100, 16 + 32);
+	cpu_backend.close(s);
+}
+
+/* Some columns of a transposed A give some rows of C, by every implementation. */
+TEST(products_of_some_rows_are_a_slice)
+{
+	enum { M = 50, N = 40, K = 90, FIRST = 13, ROWS = 30 };
+	struct stream *s = stream_new(2);
+	for (int i = 0; i < 4; i++) {
+		enum dtype dtype = i % 2 ? DT_bf16 : DT_f32;
+		const struct matmul_impl *impl = matmul_at(i / 2);
+		if (!impl || !impl->run[dtype])
+			continue;
+		struct tensor a = tensor_random(dtype, K, M, 1), b = tensor_random(dtype, K, N, 2);
+		struct tensor whole = tensor_new(DT_f32, M, N), part = tensor_new(DT_f32, ROWS, N),
+		              slice = part;
+		struct matmul g = {.m = M, .n = N, .k = K, .a = a.data, .b = b.data, .c = whole.data};
+		g.a_transposed = true;
+		g.dtype = dtype;
+		impl->run[dtype](s, &g);
+		g.a = (char *)a.data + FIRST * dtype_rows[dtype].bytes;
+		g.a_pitch = M;
+		g.m = ROWS;
+		g.c = part.data;
+		impl->run[dtype](s, &g);
+		slice.data = (float *)whole.data + FIRST * N;
+		CHECK(difference(&part, &slice) <= tolerance(DT_f32));
+		free(a.data), free(b.data), free(whole.data), free(part.data);
+	}
 	cpu_backend.close(s);
 }
 
@@ -289,8 +319,14 @@ static struct tensor run_kernel(struct stream *s, kernel_fn *fn, const union op_
 
 static void check_attention(struct stream *s, const struct attention_case *c, enum dtype dtype)
 {
-	union op_arg arg = {.attention = {c->length, c->heads, c->groups, c->size, c->window,
-	                                  1 / sqrtf((float)c->size), c->dropout, 77}};
+	union op_arg arg = {.attention = {.seq_length = c->length,
+	                                  .heads = c->heads,
+	                                  .groups = c->groups,
+	                                  .head_dim = c->size,
+	                                  .window = c->window,
+	                                  .scale = 1 / sqrtf((float)c->size),
+	                                  .dropout = c->dropout,
+	                                  .salt = 77}};
 	int rows = c->samples * c->length, width = c->heads * c->size, all = width + 2 * c->groups * c->size;
 	struct tensor qkv = tensor_random(dtype, rows, all, 1), dout = tensor_random(dtype, rows, width, 2);
 	struct tensor keys = tensor_new(DT_i64, c->samples, 1);
@@ -298,10 +334,10 @@ static void check_attention(struct stream *s, const struct attention_case *c, en
 	              wanted_lse = tensor_new(DT_f32, rows, c->heads);
 	for (int i = 0; i < c->samples; i++)
 		((int64_t *)keys.data)[i] = 1000 + i;
-	struct tensor in[2] = {qkv, keys};
+	struct tensor in[3] = {qkv, keys};
 	struct tensor o = run_kernel(s, cpu_fast_attention, &arg, in, dtype, rows, width, &lse);
 	struct tensor wanted_o = run_kernel(s, cpu_ref_attention, &arg, in, dtype, rows, width, &wanted_lse);
-	struct tensor back[5] = {dout, qkv, wanted_o, wanted_lse, keys};
+	struct tensor back[6] = {dout, qkv, wanted_o, wanted_lse, keys};
 	struct tensor d = run_kernel(s, cpu_fast_attention_bwd, &arg, back, dtype, rows, all, NULL);
 	struct tensor wanted_d = run_kernel(s, cpu_ref_attention_bwd, &arg, back, dtype, rows, all, NULL);
 	double off[] = {difference(&o, &wanted_o), difference(&lse, &wanted_lse), difference(&d, &wanted_d)};
@@ -331,14 +367,15 @@ TEST(attention_is_its_reference)
 
 TEST(attention_does_not_depend_on_threads)
 {
-	union op_arg arg = {.attention = {150, 3, 1, 20, 0, 0.2f, 0, 0}};
+	union op_arg arg = {
+	        .attention = {.seq_length = 150, .heads = 3, .groups = 1, .head_dim = 20, .scale = 0.2f}};
 	struct tensor qkv = tensor_random(DT_f32, 150, 100, 1), dout = tensor_random(DT_f32, 150, 60, 2);
 	struct tensor o[2], d[2], lse = tensor_new(DT_f32, 150, 3);
 	for (int i = 0; i < 2; i++) {
 		struct stream *s = stream_new(1 + 3 * i);
-		struct tensor in[5] = {qkv};
+		struct tensor in[3] = {qkv};
 		o[i] = run_kernel(s, cpu_fast_attention, &arg, in, DT_f32, 150, 60, &lse);
-		struct tensor back[5] = {dout, qkv, o[i], lse};
+		struct tensor back[6] = {dout, qkv, o[i], lse};
 		d[i] = run_kernel(s, cpu_fast_attention_bwd, &arg, back, DT_f32, 150, 100, NULL);
 		cpu_backend.close(s);
 	}
@@ -352,7 +389,12 @@ TEST(attention_does_not_depend_on_threads)
 static void check_cache(struct stream *s, enum dtype dtype, int heads, int groups, int size, int window)
 {
 	enum { ROWS = 5, LIMIT = 40, FIRST = 30 };
-	union op_arg arg = {.attention = {ROWS, heads, groups, size, window, 0.3f, 0, 0}};
+	union op_arg arg = {.attention = {.seq_length = ROWS,
+	                                  .heads = heads,
+	                                  .groups = groups,
+	                                  .head_dim = size,
+	                                  .window = window,
+	                                  .scale = 0.3f}};
 	struct tensor position = tensor_new(DT_i32, ROWS, 1), o[2], in[2][4];
 	for (int i = 0; i < ROWS; i++)
 		((int32_t *)position.data)[i] = FIRST + i;

@@ -311,7 +311,7 @@ static const union op_arg small_attention = {
 /* Later keys and values change nothing; a changed key of the first row changes all that see it. */
 TEST(attention_is_causal)
 {
-	struct tensor in[2] = {TENSOR(DT_f32, 1, 48, 128), {0}};
+	struct tensor in[3] = {TENSOR(DT_f32, 1, 48, 128), {0}, {0}};
 	struct tensor a[2] = {TENSOR(DT_f32, 2, 48, 64), TENSOR(DT_f32, 2, 48, 4)};
 	struct tensor b[2] = {tensor_copy(&a[0]), tensor_copy(&a[1])};
 	op_run(&cpu_backend, OP_attention, small_attention, in, a);
@@ -330,7 +330,7 @@ TEST(attention_is_causal)
 TEST(attention_to_one_token_is_its_value)
 {
 	union op_arg arg = small_attention;
-	struct tensor in[2] = {TENSOR(DT_f32, 1, 48, 128), {0}};
+	struct tensor in[3] = {TENSOR(DT_f32, 1, 48, 128), {0}, {0}};
 	struct tensor out[2] = {TENSOR(DT_f32, 2, 48, 64), TENSOR(DT_f32, 2, 48, 4)};
 	arg.attention.window = 1;
 	op_run(&cpu_backend, OP_attention, arg, in, out);
@@ -346,7 +346,7 @@ TEST(attention_to_one_token_is_its_value)
 TEST(cached_attention_is_attention)
 {
 	union op_arg arg = small_attention;
-	struct tensor in[2] = {TENSOR(DT_f32, 1, 24, 128), {0}}, position = ascending(24);
+	struct tensor in[3] = {TENSOR(DT_f32, 1, 24, 128), {0}, {0}}, position = ascending(24);
 	struct tensor out[2] = {TENSOR(DT_f32, 2, 24, 64), TENSOR(DT_f32, 2, 24, 4)};
 	struct tensor cache[2] = {TENSOR(DT_f32, 3, 30, 32), TENSOR(DT_f32, 4, 30, 32)};
 	arg.attention.window = 7;
@@ -379,33 +379,34 @@ static struct tensor groups_of(const struct tensor *qkv, int32_t first, int32_t 
 	return part;
 }
 
-/* Attention forward and backward: do, qkv, o, lse, keys, in the order of attention_bwd, then dqkv. */
-static void attend(const struct backend *b, union op_arg arg, struct tensor t[6])
+/* Attention forward and backward: do, qkv, o, lse, keys, begins, in the order of attention_bwd, then dqkv. */
+static void attend(const struct backend *b, union op_arg arg, struct tensor t[7])
 {
-	op_run(b, OP_attention, arg, (struct tensor[]){t[1], t[4]}, &t[2]);
-	op_run(b, OP_attention_bwd, arg, t, &t[5]);
+	op_run(b, OP_attention, arg, (struct tensor[]){t[1], t[4], t[5]}, &t[2]);
+	op_run(b, OP_attention_bwd, arg, t, &t[6]);
 }
 
-static void check_groups(const struct backend *b, union op_arg arg, struct tensor whole[6], int32_t first,
+static void check_groups(const struct backend *b, union op_arg arg, struct tensor whole[7], int32_t first,
                          int32_t n)
 {
-	struct tensor part[6] = {columns_of(&whole[0], first * 64, n * 64),
+	struct tensor part[7] = {columns_of(&whole[0], first * 64, n * 64),
 	                         groups_of(&whole[1], first, n),
 	                         TENSOR(whole[1].dtype, 2, whole[1].dim[0], n * 64),
 	                         TENSOR(DT_f32, 3, whole[1].dim[0], 2 * n),
 	                         whole[4],
+	                         whole[5],
 	                         TENSOR(whole[1].dtype, 4, whole[1].dim[0], 4 * n * 32)};
 	struct tensor want[3] = {columns_of(&whole[2], first * 64, n * 64),
-	                         columns_of(&whole[3], 2 * first, 2 * n), groups_of(&whole[5], first, n)};
+	                         columns_of(&whole[3], 2 * first, 2 * n), groups_of(&whole[6], first, n)};
 	arg.attention.first_head = 2 * first;
 	arg.attention.heads = 2 * n;
 	arg.attention.groups = n;
 	attend(b, arg, part);
 	CHECK(same_bits(&want[0], &part[2]));
 	CHECK(same_bits(&want[1], &part[3]));
-	CHECK(same_bits(&want[2], &part[5]));
+	CHECK(same_bits(&want[2], &part[6]));
 	free_all(part, 4);
-	free_all(&part[5], 1);
+	free_all(&part[6], 1);
 	free_all(want, 3);
 }
 
@@ -419,15 +420,16 @@ TEST(attention_on_some_heads_is_a_slice)
 	arg.attention.salt = 3;
 	for (int i = 0; i < 4; i++) {
 		enum dtype t = dtypes[i % 2];
-		struct tensor whole[6] = {TENSOR(t, 1, 220, 192), TENSOR(t, 2, 220, 384),
+		struct tensor whole[7] = {TENSOR(t, 1, 220, 192), TENSOR(t, 2, 220, 384),
 		                          TENSOR(t, 3, 220, 192), TENSOR(DT_f32, 4, 220, 6),
-		                          TENSOR(DT_i64, 5, 2),   TENSOR(t, 6, 220, 384)};
+		                          TENSOR(DT_i64, 5, 2),   {0},
+		                          TENSOR(t, 6, 220, 384)};
 		tensor_put(&whole[4], 0, 1234567);
 		tensor_put(&whole[4], 1, 7654321);
 		attend(both[i / 2], arg, whole);
 		check_groups(both[i / 2], arg, whole, 0, 1);
 		check_groups(both[i / 2], arg, whole, 1, 2);
-		free_all(whole, 6);
+		free_all(whole, 7);
 	}
 }
 

@@ -346,7 +346,7 @@ static void run_beside(const struct backend *backend)
 	MUST(!step_create(&s, &c, MODEL_TRAIN, &at, NULL, &e));
 	set_weights(&s);
 	MUST(!step_gradients(&s, NULL, 3, &r, &e));
-	CHECK_NEAR(r.lm_loss / oracle_run(s.tokens, s.targets), 1, 1e-6);
+	CHECK_NEAR(r.lm_loss / oracle_run(s.batch.tokens, s.batch.targets), 1, 1e-6);
 	compare_gradients(&s);
 	step_free(&s);
 	backend->close(at.stream);

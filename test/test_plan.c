@@ -129,7 +129,8 @@ static int32_t random_node(struct random_program *r)
 	case 10:
 		return random_attention(r, a);
 	default:
-		return EMIT(p, dropout, ARG(.dropout = {0.25f, (uint32_t)r->drawn, LENGTH, 0, 0}), a,
+		return EMIT(p, dropout,
+		            ARG(.dropout = {.p = 0.25f, .salt = (uint32_t)r->drawn, .seq_length = LENGTH}), a,
 		            r->keys);
 	}
 }

@@ -8,6 +8,7 @@
 #include "model/hf.h"
 #include "test/test.h"
 
+#include <stdarg.h>
 #include <stdlib.h>
 
 /* Lives as long as the program. */
@@ -239,7 +240,8 @@ TEST(mutated_files)
 }
 
 /* The folders of real models. Of four, the header alone is kept: its data are made here, NaNs and all. */
-static const char *const models[] = {"gpt2", "llama", "hf/llama3", "hf/mistral", "hf/qwen2", "hf/qwen3"};
+static const char *const models[] = {"gpt2",      "llama",      "mixtral",  "deepseek_v3",
+                                     "hf/llama3", "hf/mistral", "hf/qwen2", "hf/qwen3"};
 enum { N_MODELS = sizeof models / sizeof *models };
 
 static void copy_file(const char *from, const char *to)
@@ -320,31 +322,37 @@ static bool same_model(const struct model_config *a, const struct model_config *
 	return same;
 }
 
-/* Hugging Face -> checkpoint -> Hugging Face: the same file, bit for bit, and the same model. */
+/* Hugging Face -> checkpoint -> Hugging Face: the file `want`, bit for bit, and the same model. */
+static void go_there_and_back(const char *dir, const char *want)
+{
+	struct err e = {0};
+	struct hf *h = NULL, *again = NULL;
+	struct ckpt *c = NULL;
+	const char *ours = inside(dir, "ours"), *back = inside(dir, "back");
+	CHECK_INT(hf_open(dir, &h, &e), 0);
+	CHECK_STR(e.text, "");
+	MUST(h);
+	CHECK_INT(hf_import(h, ours, &e), 0);
+	CHECK_INT(ckpt_open(ours, CKPT_NEWEST, CKPT_VERIFY, &c, &e), 0);
+	CHECK_STR(e.text, "");
+	MUST(c);
+	CHECK_INT(sys_make_dirs(back, &e), 0);
+	CHECK_INT(hf_export(c, back, 1 << 30, &e), 0);
+	CHECK_STR(e.text, "");
+	check_same_file(want, inside(back, "model.safetensors"));
+	MUST(hf_open(back, &again, &e) == 0);
+	CHECK(same_model(hf_model(h), hf_model(again)));
+	CHECK_INT(hf_family_of(h), hf_family_of(again));
+	hf_close(h);
+	hf_close(again);
+	ckpt_close(c);
+}
+
 TEST(there_and_back)
 {
 	for (int i = 0; i < N_MODELS; i++) {
-		struct err e = {0};
-		struct hf *h = NULL, *again = NULL;
-		struct ckpt *c = NULL;
-		const char *dir = model_folder(i), *ours = inside(dir, "ours"), *back = inside(dir, "back");
-		CHECK_INT(hf_open(dir, &h, &e), 0);
-		CHECK_STR(e.text, "");
-		MUST(h);
-		CHECK_INT(hf_import(h, ours, &e), 0);
-		CHECK_INT(ckpt_open(ours, CKPT_NEWEST, CKPT_VERIFY, &c, &e), 0);
-		CHECK_STR(e.text, "");
-		MUST(c);
-		CHECK_INT(sys_make_dirs(back, &e), 0);
-		CHECK_INT(hf_export(c, back, 1 << 30, &e), 0);
-		CHECK_STR(e.text, "");
-		check_same_file(inside(dir, "model.safetensors"), inside(back, "model.safetensors"));
-		MUST(hf_open(back, &again, &e) == 0);
-		CHECK(same_model(hf_model(h), hf_model(again)));
-		CHECK_INT(hf_family_of(h), hf_family_of(again));
-		hf_close(h);
-		hf_close(again);
-		ckpt_close(c);
+		const char *dir = model_folder(i);
+		go_there_and_back(dir, inside(dir, "model.safetensors"));
 	}
 }
 
@@ -357,7 +365,7 @@ static uint32_t expected(struct st_file *f, const struct hf_part *p, int64_t row
 	int third = strstr(p->name, ".key.") ? 1 : strstr(p->name, ".value.") ? 2 : 0;
 	bool fused = strstr(p->hf_name, "c_attn") != NULL;
 	bool turned = p->nd == 2 && (strstr(p->hf_name, ".c_") != NULL);
-	if (strstr(p->name, "word_embeddings") && row >= 131)
+	if ((strstr(p->name, "word_embeddings") || !strcmp(p->name, "output_layer.weight")) && row >= 131)
 		return 0;
 	int64_t out = row + (fused ? third * 48 : 0), width = p->nd == 2 ? t->shape[1] : 1;
 	int64_t at = turned ? column * width + out : out * width + column;
@@ -367,7 +375,7 @@ static uint32_t expected(struct st_file *f, const struct hf_part *p, int64_t row
 
 TEST(boxes_of_hugging_face_tensors)
 {
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < 4; i++) {
 		struct err e = {0};
 		struct hf *h = NULL;
 		struct st_file *f = NULL;
@@ -458,7 +466,520 @@ TEST(half_precision_and_old_names)
 	hf_close(h);
 }
 
+/* Logical names and shapes of experts and of latent attention, and where they come from. */
+TEST(names_of_experts_and_latents)
+{
+	static const struct {
+		const char *model, *ours, *theirs;
+		int64_t rows, columns; /* columns 0: of one dimension */
+	} rows[] = {
+	        {"mixtral", "router.weight", "block_sparse_moe.gate.weight", 4, 48},
+	        {"mixtral", "experts.3.gate.weight", "block_sparse_moe.experts.3.w1.weight", 80, 48},
+	        {"mixtral", "experts.0.up.weight", "block_sparse_moe.experts.0.w3.weight", 80, 48},
+	        {"mixtral", "experts.2.fc2.weight", "block_sparse_moe.experts.2.w2.weight", 48, 80},
+	        {"deepseek_v3", "router.weight", "mlp.gate.weight", 8, 48},
+	        {"deepseek_v3", "router.expert_bias", "mlp.gate.e_score_correction_bias", 8, 0},
+	        {"deepseek_v3", "experts.7.gate.weight", "mlp.experts.7.gate_proj.weight", 40, 48},
+	        {"deepseek_v3", "experts.1.up.weight", "mlp.experts.1.up_proj.weight", 40, 48},
+	        {"deepseek_v3", "experts.0.fc2.weight", "mlp.experts.0.down_proj.weight", 48, 40},
+	        {"deepseek_v3", "shared_experts.gate.weight", "mlp.shared_experts.gate_proj.weight", 40, 48},
+	        {"deepseek_v3", "shared_experts.up.weight", "mlp.shared_experts.up_proj.weight", 40, 48},
+	        {"deepseek_v3", "shared_experts.fc2.weight", "mlp.shared_experts.down_proj.weight", 48, 40},
+	        {"deepseek_v3", "attention.query_down.weight", "self_attn.q_a_proj.weight", 24, 48},
+	        {"deepseek_v3", "attention.query_latent_norm.weight", "self_attn.q_a_layernorm.weight", 24,
+	         0},
+	        {"deepseek_v3", "attention.query_up.weight", "self_attn.q_b_proj.weight", 96, 24},
+	        {"deepseek_v3", "attention.key_value_down.weight", "self_attn.kv_a_proj_with_mqa.weight", 24,
+	         48},
+	        {"deepseek_v3", "attention.key_value_latent_norm.weight", "self_attn.kv_a_layernorm.weight",
+	         16, 0},
+	        {"deepseek_v3", "attention.key_value_up.weight", "self_attn.kv_b_proj.weight", 128, 16},
+	        {"deepseek_v3", "attention.output.weight", "self_attn.o_proj.weight", 48, 64},
+	};
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+		struct err e = {0};
+		struct hf *h = NULL;
+		char ours[120], theirs[120];
+		bool latent = !strncmp(rows[i].ours, "attention", 9), found = false;
+		snprintf(ours, sizeof ours, "decoder.layers.1.%s%s", latent ? "" : "mlp.", rows[i].ours);
+		snprintf(theirs, sizeof theirs, "model.layers.1.%s", rows[i].theirs);
+		MUST(hf_open(test_golden(rows[i].model), &h, &e) == 0);
+		for (size_t k = 0; k < hf_count(h); k++) {
+			const struct hf_part *p = hf_part(h, k);
+			if (strcmp(p->name, ours))
+				continue;
+			found = true;
+			CHECK_STR(p->hf_name, theirs);
+			CHECK_INT(p->nd, rows[i].columns ? 2 : 1);
+			CHECK_INT(p->shape[0], rows[i].rows);
+			CHECK_INT(p->shape[1], rows[i].columns ? rows[i].columns : 1);
+		}
+		CHECK(found);
+		hf_close(h);
+	}
+}
+
+TEST(configs_of_experts_and_latents)
+{
+	struct err e = {0};
+	struct hf *h = NULL;
+	MUST(hf_open(test_golden("mixtral"), &h, &e) == 0);
+	const struct model_config *m = hf_model(h);
+	CHECK_INT(m->num_experts, 4);
+	CHECK_INT(m->moe_router_topk, 2);
+	CHECK_INT(m->moe_ffn_hidden_size, 80);
+	CHECK_INT(m->ffn_hidden_size, 80);
+	CHECK_STR(m->moe_layer_freq, "1");
+	CHECK(!m->moe_router_pre_softmax && m->moe_router_score_function == MODEL_SCORE_SOFTMAX);
+	CHECK_INT(m->moe_router_load_balancing_type, MODEL_BALANCING_NONE);
+	CHECK_NEAR(m->moe_aux_loss_coeff, 0, 0);
+	CHECK_NEAR(m->rotary_base, 1e6, 0);
+	hf_close(h);
+	MUST(hf_open(test_golden("deepseek_v3"), &h, &e) == 0);
+	m = hf_model(h);
+	CHECK(m->multi_latent_attention && m->rotary_interleaved && m->moe_router_enable_expert_bias);
+	CHECK_INT(m->q_lora_rank, 24);
+	CHECK_INT(m->kv_lora_rank, 16);
+	CHECK_INT(m->qk_head_dim, 16);
+	CHECK_INT(m->qk_pos_emb_head_dim, 8);
+	CHECK_INT(m->v_head_dim, 16);
+	CHECK_INT(m->kv_channels, 24);
+	CHECK_INT(m->num_query_groups, 4);
+	CHECK_INT(m->num_experts, 8);
+	CHECK_STR(m->moe_layer_freq, "([0]*1+[1]*1)");
+	CHECK_INT(m->moe_ffn_hidden_size, 40);
+	CHECK_INT(m->ffn_hidden_size, 80);
+	CHECK_INT(m->moe_shared_expert_intermediate_size, 40);
+	CHECK_INT(m->moe_router_score_function, MODEL_SCORE_SIGMOID);
+	CHECK_INT(m->moe_router_num_groups, 2);
+	CHECK_INT(m->moe_router_group_topk, 1);
+	CHECK_NEAR(m->moe_router_topk_scaling_factor, 2.5, 0);
+	CHECK_INT(m->moe_router_load_balancing_type, MODEL_BALANCING_NONE);
+	hf_close(h);
+}
+
+/* Folders made here. */
+
+struct made {
+	struct st_tensor tensor[160];
+	size_t n;
+	struct arena names;
+};
+
+static void add_tensor(struct made *m, int nd, int64_t a, int64_t b, int64_t c, const char *fmt, ...)
+{
+	char name[200];
+	va_list ap;
+	va_start(ap, fmt);
+	vsnprintf(name, sizeof name, fmt, ap);
+	va_end(ap);
+	m->tensor[m->n++] = (struct st_tensor){
+	        .name = arena_strdup(&m->names, name), .dtype = ST_F32, .nd = nd, .shape = {a, b, c}};
+}
+
+/* A folder with this configuration and tensors full of random bits. */
+static const char *make_folder(const char *name, const char *config, struct made *m)
+{
+	struct err e = {0};
+	struct st_writer *w = NULL;
+	const char *dir = inside(test_dir(), name);
+	uint64_t turn = 0;
+	CHECK_INT(sys_make_dirs(dir, &e), 0);
+	CHECK_INT(sys_write_file(inside(dir, "config.json"), config, strlen(config), &e), 0);
+	CHECK_INT(st_write_create(dir, m->tensor, m->n, 1 << 30, &w, &e), 0);
+	for (size_t i = 0; w && i < m->n; i++) {
+		size_t n = 1;
+		for (int d = 0; d < m->tensor[i].nd; d++)
+			n *= (size_t)m->tensor[i].shape[d];
+		for (size_t k = 0; k < n; k++) {
+			uint32_t word = (uint32_t)rng_bits(5, turn++);
+			CHECK_INT(st_write(w, i, 4 * k, 4, &word, &e), 0);
+		}
+	}
+	if (w)
+		CHECK_INT(st_write_close(w, &e), 0);
+	arena_free(&m->names);
+	return dir;
+}
+
+/* A layer of a Qwen mixture, width 8, two heads of 4 and one of keys. */
+static void add_qwen_layer(struct made *m, int layer, bool experts, bool second)
+{
+	static const char *const heads[] = {"q", "k", "v"};
+	for (int i = 0; i < 3; i++) {
+		add_tensor(m, 2, i ? 4 : 8, 8, 0, "model.layers.%d.self_attn.%s_proj.weight", layer,
+		           heads[i]);
+		if (second)
+			add_tensor(m, 1, i ? 4 : 8, 0, 0, "model.layers.%d.self_attn.%s_proj.bias", layer,
+			           heads[i]);
+		else if (i < 2)
+			add_tensor(m, 1, 4, 0, 0, "model.layers.%d.self_attn.%s_norm.weight", layer,
+			           heads[i]);
+	}
+	add_tensor(m, 2, 8, 8, 0, "model.layers.%d.self_attn.o_proj.weight", layer);
+	add_tensor(m, 1, 8, 0, 0, "model.layers.%d.input_layernorm.weight", layer);
+	add_tensor(m, 1, 8, 0, 0, "model.layers.%d.post_attention_layernorm.weight", layer);
+	static const char *const parts[] = {"gate", "up", "down"};
+	for (int i = 0; i < 3; i++) {
+		bool down = i == 2;
+		int64_t dense[2] = {down ? 8 : 12, down ? 12 : 8}, one[2] = {down ? 8 : 5, down ? 5 : 8},
+		        shared[2] = {down ? 8 : 7, down ? 7 : 8};
+		if (!experts)
+			add_tensor(m, 2, dense[0], dense[1], 0, "model.layers.%d.mlp.%s_proj.weight", layer,
+			           parts[i]);
+		for (int k = 0; experts && k < 3; k++)
+			add_tensor(m, 2, one[0], one[1], 0, "model.layers.%d.mlp.experts.%d.%s_proj.weight",
+			           layer, k, parts[i]);
+		if (experts && second)
+			add_tensor(m, 2, shared[0], shared[1], 0,
+			           "model.layers.%d.mlp.shared_expert.%s_proj.weight", layer, parts[i]);
+	}
+	if (experts)
+		add_tensor(m, 2, 3, 8, 0, "model.layers.%d.mlp.gate.weight", layer);
+	if (experts && second)
+		add_tensor(m, 2, 1, 8, 0, "model.layers.%d.mlp.shared_expert_gate.weight", layer);
+}
+
+#define QWEN_MOE                                                                               \
+	"\"num_hidden_layers\": 4, \"hidden_size\": 8, \"num_attention_heads\": 2, "           \
+	"\"num_key_value_heads\": 1, "                                                         \
+	"\"intermediate_size\": 12, \"max_position_embeddings\": 32, \"rms_norm_eps\": 1e-6, " \
+	"\"vocab_size\": 11, "                                                                 \
+	"\"num_experts\": 3, \"num_experts_per_tok\": 2, \"moe_intermediate_size\": 5, "       \
+	"\"decoder_sparse_step\": 2, \"mlp_only_layers\": [3]"
+
+TEST(qwen_mixtures_there_and_back)
+{
+	static const struct {
+		const char *folder, *config;
+		bool second, before;
+		double weight;
+	} rows[] = {
+	        {"qwen3_moe",
+	         "{\"model_type\": \"qwen3_moe\", \"norm_topk_prob\": true, \"output_router_logits\": true, "
+	         "\"router_aux_loss_coef\": 0.25, " QWEN_MOE "}",
+	         false, false, 0.25},
+	        {"qwen2_moe",
+	         "{\"model_type\": \"qwen2_moe\", \"shared_expert_intermediate_size\": 7, " QWEN_MOE "}",
+	         true, true, 0},
+	};
+	for (int i = 0; i < 2; i++) {
+		struct made m = {0};
+		struct err e = {0};
+		struct hf *h = NULL;
+		add_tensor(&m, 2, 11, 8, 0, "model.embed_tokens.weight");
+		add_tensor(&m, 2, 11, 8, 0, "lm_head.weight");
+		add_tensor(&m, 1, 8, 0, 0, "model.norm.weight");
+		for (int layer = 0; layer < 4; layer++)
+			add_qwen_layer(&m, layer, layer == 1,
+			               rows[i].second); /* every second one, but not 3 */
+		const char *dir = make_folder(rows[i].folder, rows[i].config, &m);
+		go_there_and_back(dir, inside(dir, "model.safetensors"));
+		MUST(hf_open(dir, &h, &e) == 0);
+		const struct model_config *c = hf_model(h);
+		CHECK_STR(c->moe_layer_freq, "([0]*1+[1]*1+[0]*2)");
+		CHECK_INT(c->moe_router_pre_softmax, rows[i].before);
+		CHECK_NEAR(c->moe_aux_loss_coeff, rows[i].weight, 0);
+		CHECK_INT(c->moe_router_load_balancing_type,
+		          rows[i].weight > 0 ? MODEL_BALANCING_AUX : MODEL_BALANCING_NONE);
+		CHECK_INT(c->moe_shared_expert_intermediate_size, rows[i].second ? 7 : OPTION_NULL_INT);
+		CHECK_INT(c->moe_shared_expert_gate, rows[i].second);
+		hf_close(h);
+	}
+}
+
+/* The golden models once more, with all experts of a layer in one tensor. */
+
+struct golden_moe {
+	const char *folder, *gate, *expert; /* names of the router, and of an expert's matrix %d %s */
+	const char *parts[3];               /* gate, up, down */
+	int first_layer, experts;
+	int64_t width;
+};
+
+static const struct golden_moe golden_moes[] = {
+        {"mixtral",
+         "block_sparse_moe.gate.weight",
+         "block_sparse_moe.experts.%d.%s.weight",
+         {"w1", "w3", "w2"},
+         0,
+         4,
+         80},
+        {"deepseek_v3",
+         "mlp.gate.weight",
+         "mlp.experts.%d.%s.weight",
+         {"gate_proj", "up_proj", "down_proj"},
+         1,
+         8,
+         40},
+};
+
+/* Copies tensor `name` of a file to byte `at` of tensor i; returns its bytes. */
+static size_t copy_tensor(const struct st_file *from, const char *name, struct st_writer *to, size_t i,
+                          size_t at)
+{
+	struct err e = {0};
+	const struct st_tensor *t = st_find(from, name);
+	size_t bytes = t ? t->size_bytes : 0;
+	char *data = mem_array(bytes, 1);
+	CHECK(t && !st_read(from, t, 0, bytes, data, &e) && !st_write(to, i, at, bytes, data, &e));
+	free(data);
+	return bytes;
+}
+
+static void copy_experts(const struct golden_moe *g, const struct st_file *from, struct st_writer *to,
+                         size_t i, int layer, bool down)
+{
+	size_t at = 0;
+	for (int k = 0; k < g->experts; k++)
+		for (int part = down ? 2 : 0; part < (down ? 3 : 2); part++) {
+			char rest[100], name[160];
+			snprintf(rest, sizeof rest, g->expert, k, g->parts[part]);
+			snprintf(name, sizeof name, "model.layers.%d.%s", layer, rest);
+			at += copy_tensor(from, name, to, i, at);
+		}
+}
+
+/* What stays as it is, then two tensors for each layer with experts. */
+static void list_fused(const struct golden_moe *g, const struct st_file *from, struct made *m)
+{
+	for (size_t i = 0; i < st_count(from); i++) {
+		const struct st_tensor *t = st_get(from, i);
+		if (!strstr(t->name, ".experts.") && !strstr(t->name, "block_sparse_moe"))
+			m->tensor[m->n++] = *t;
+	}
+	for (int layer = g->first_layer; layer < 2; layer++) {
+		if (strcmp(g->gate, "mlp.gate.weight"))
+			add_tensor(m, 2, g->experts, 48, 0, "model.layers.%d.mlp.gate.weight", layer);
+		add_tensor(m, 3, g->experts, 2 * g->width, 48, "model.layers.%d.mlp.experts.gate_up_proj",
+		           layer);
+		add_tensor(m, 3, g->experts, 48, g->width, "model.layers.%d.mlp.experts.down_proj", layer);
+	}
+}
+
+static const char *fuse(const struct golden_moe *g)
+{
+	struct made m = {0};
+	struct err e = {0};
+	struct st_file *from = NULL;
+	struct st_writer *to = NULL;
+	const char *golden = test_golden(g->folder), *dir = inside(inside(test_dir(), "fused"), g->folder);
+	CHECK_INT(sys_make_dirs(dir, &e), 0);
+	copy_file(inside(golden, "config.json"), inside(dir, "config.json"));
+	CHECK_INT(st_open(golden, &from, &e), 0);
+	list_fused(g, from, &m);
+	CHECK_INT(st_write_create(dir, m.tensor, m.n, 1 << 30, &to, &e), 0);
+	for (size_t i = 0; i < m.n; i++) {
+		const char *name = m.tensor[i].name;
+		char gate[160];
+		int layer = 0;
+		sscanf(name, "model.layers.%d", &layer);
+		snprintf(gate, sizeof gate, "model.layers.%d.%s", layer, g->gate);
+		if (m.tensor[i].nd == 3)
+			copy_experts(g, from, to, i, layer, strstr(name, "down_proj") != NULL);
+		else
+			copy_tensor(from, strstr(name, "mlp.gate.weight") ? gate : name, to, i, 0);
+	}
+	CHECK_INT(st_write_close(to, &e), 0);
+	st_close(from);
+	arena_free(&m.names);
+	return dir;
+}
+
+static void check_same_boxes(const struct hf *a, const struct hf *b)
+{
+	uint64_t turn = 0;
+	CHECK_INT(hf_count(a), hf_count(b));
+	for (size_t i = 0; i < hf_count(a); i++) {
+		const struct hf_part *p = hf_part(a, i);
+		struct err e = {0};
+		int64_t offset[2] = {0}, extent[2] = {1, 1};
+		for (int d = 0; d < p->nd; d++) {
+			offset[d] = (int64_t)(rng_bits(11, turn++) % (uint64_t)p->shape[d]);
+			extent[d] = 1 + (int64_t)(rng_bits(11, turn++) % (uint64_t)(p->shape[d] - offset[d]));
+		}
+		size_t bytes = (size_t)(extent[0] * extent[1]) * 4;
+		char *x = mem_array(bytes, 1), *y = mem_array(bytes, 1);
+		CHECK_INT(hf_read_box(a, p->name, offset, extent, DT_f32, x, &e), 0);
+		CHECK_INT(hf_read_box(b, p->name, offset, extent, DT_f32, y, &e), 0);
+		CHECK(!memcmp(x, y, bytes));
+		free(x);
+		free(y);
+	}
+}
+
+TEST(experts_in_one_tensor)
+{
+	for (int i = 0; i < 2; i++) {
+		const struct golden_moe *g = &golden_moes[i];
+		struct err e = {0};
+		struct hf *apart = NULL, *fused = NULL;
+		const char *dir = fuse(g);
+		MUST(hf_open(test_golden(g->folder), &apart, &e) == 0);
+		CHECK_INT(hf_open(dir, &fused, &e), 0);
+		CHECK_STR(e.text, "");
+		MUST(fused);
+		CHECK(same_model(hf_model(apart), hf_model(fused)));
+		check_same_boxes(apart, fused);
+		hf_close(apart);
+		hf_close(fused);
+		go_there_and_back(dir, inside(test_golden(g->folder), "model.safetensors"));
+	}
+}
+
+/* What predicts further tokens is left out where config.json says that it may be there. */
+TEST(further_layers_are_left_out)
+{
+	static const struct {
+		const char *name;
+		bool good;
+	} rows[] = {{"model.layers.2.eh_proj.weight", true},
+	            {"model.layers.2.mlp.experts.3.up_proj.weight", true},
+	            {"model.layers.3.eh_proj.weight", false},
+	            {"model.layers.02x.eh_proj.weight", false},
+	            {"model.layers.99999999999999999999.a", false},
+	            {"model.layers.2", false},
+	            {"layers.2.eh_proj.weight", false}};
+	const char *golden = test_golden("deepseek_v3");
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+		struct made m = {0};
+		struct err e = {0};
+		struct st_file *from = NULL;
+		struct st_writer *to = NULL;
+		struct hf *h = NULL;
+		float x = 1;
+		char folder[32];
+		snprintf(folder, sizeof folder, "further%zu", i);
+		const char *dir = inside(test_dir(), folder);
+		CHECK_INT(sys_make_dirs(dir, &e), 0);
+		copy_file(inside(golden, "config.json"), inside(dir, "config.json"));
+		CHECK_INT(st_open(golden, &from, &e), 0);
+		for (; m.n < st_count(from); m.n++)
+			m.tensor[m.n] = *st_get(from, m.n);
+		add_tensor(&m, 1, 1, 0, 0, "%s", rows[i].name);
+		CHECK_INT(st_write_create(dir, m.tensor, m.n, 1 << 30, &to, &e), 0);
+		for (size_t k = 0; k + 1 < m.n; k++)
+			copy_tensor(from, m.tensor[k].name, to, k, 0);
+		CHECK_INT(st_write(to, m.n - 1, 0, 4, &x, &e), 0);
+		CHECK_INT(st_write_close(to, &e), 0);
+		CHECK_INT(hf_open(dir, &h, &e), rows[i].good ? 0 : EXIT_BAD_DATA);
+		if (!rows[i].good)
+			CHECK_HAS(e.text, rows[i].name);
+		hf_close(rows[i].good ? h : NULL);
+		st_close(from);
+		arena_free(&m.names);
+	}
+}
+
+/* config.json alone. */
+
+static int read_config_text(const char *text, struct arena *keep, struct model_config *m, enum hf_family *f,
+                            struct err *e)
+{
+	struct json *v = NULL;
+	*e = (struct err){0};
+	int rc = json_parse(keep, "config.json", text, strlen(text), &v, e);
+	return rc ? rc : hf_config_read(v, "config.json", keep, m, f, e);
+}
+
+#define YARN_MODEL                                                                                 \
+	"{\"model_type\": \"qwen3\", \"num_hidden_layers\": 1, \"hidden_size\": 8, "               \
+	"\"num_attention_heads\": 2, "                                                             \
+	"\"intermediate_size\": 12, \"max_position_embeddings\": 131072, \"rms_norm_eps\": 1e-6, " \
+	"\"vocab_size\": 11, "
+
+TEST(yarn_there_and_back)
+{
+	static const struct {
+		const char *scaling;
+		int64_t original;
+		double fast, slow, mscale, all;
+	} rows[] = {
+	        {"\"rope_theta\": 1e6, \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4, "
+	         "\"original_max_position_embeddings\": 32768}",
+	         32768, 32, 1, 1, 0},
+	        {"\"rope_parameters\": {\"rope_theta\": 1e6, \"rope_type\": \"yarn\", \"factor\": 4, "
+	         "\"beta_fast\": 16.5, \"beta_slow\": 2, \"mscale\": 0.707, \"mscale_all_dim\": 1.5}",
+	         131072, 16.5, 2, 0.707, 1.5},
+	        {"\"rope_theta\": 1e6, \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4.0, "
+	         "\"mscale\": 0.5, \"attention_factor\": 1.1386294361119891, "
+	         "\"original_max_position_embeddings\": 8}",
+	         8, 32, 1, 1, 0}, /* without mscale_all_dim, transformers does not look at mscale */
+	};
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+		struct arena keep = {0};
+		struct model_config m, again;
+		enum hf_family f;
+		struct err e;
+		struct buf text = {0}, out = {0};
+		buf_printf(&text, "%s%s}", YARN_MODEL, rows[i].scaling);
+		CHECK_INT(read_config_text(text.data, &keep, &m, &f, &e), 0);
+		CHECK_STR(e.text, "");
+		CHECK_INT(m.rope_type, MODEL_ROPE_YARN);
+		CHECK_NEAR(m.rotary_base, 1e6, 0);
+		CHECK_NEAR(m.rotary_scaling_factor, 4, 0);
+		CHECK_INT(m.yarn_original_max_position_embeddings, rows[i].original);
+		CHECK_NEAR(m.yarn_beta_fast, rows[i].fast, 0);
+		CHECK_NEAR(m.yarn_beta_slow, rows[i].slow, 0);
+		CHECK_NEAR(m.mscale, rows[i].mscale, 0);
+		CHECK_NEAR(m.mscale_all_dim, rows[i].all, 0);
+		hf_config_put(&m, f, DT_f32, NULL, &out);
+		CHECK_INT(read_config_text(out.data, &keep, &again, &f, &e), 0);
+		CHECK(same_model(&m, &again));
+		buf_free(&text);
+		buf_free(&out);
+		arena_free(&keep);
+	}
+}
+
+/* A model that no family is built like is not given out for one of them. */
+TEST(families_that_do_not_fit)
+{
+	struct err e = {0};
+	struct hf *h = NULL, *d = NULL;
+	const char *why = NULL;
+	MUST(hf_open(test_golden("mixtral"), &h, &e) == 0 &&
+	     hf_open(test_golden("deepseek_v3"), &d, &e) == 0);
+	const struct model_config mixtral = *hf_model(h), deepseek = *hf_model(d);
+	CHECK(hf_family_fits(HF_MIXTRAL, &mixtral, &why) && hf_family_fits(HF_DEEPSEEK_V3, &deepseek, &why));
+	for (int f = 0; f < HF_FAMILY_COUNT; f++) {
+		CHECK_INT(hf_family_fits((enum hf_family)f, &mixtral, &why), f == HF_MIXTRAL);
+		CHECK_INT(hf_family_fits((enum hf_family)f, &deepseek, &why), f == HF_DEEPSEEK_V3);
+	}
+#define CHANGED(base, family, change, says)               \
+	do {                                              \
+		struct model_config m = base;             \
+		change;                                   \
+		CHECK(!hf_family_fits(family, &m, &why)); \
+		CHECK_HAS(why, says);                     \
+	} while (0)
+	CHANGED(mixtral, HF_MIXTRAL, m.moe_layer_freq = "2", "experts in every layer");
+	CHANGED(mixtral, HF_MIXTRAL, m.moe_layer_freq = "[1", "a moe_layer_freq that can be read");
+	CHANGED(mixtral, HF_MIXTRAL, m.moe_router_pre_softmax = true, "moe_router_pre_softmax false");
+	CHANGED(mixtral, HF_MIXTRAL, m.moe_router_score_function = MODEL_SCORE_SIGMOID, "softmax");
+	CHANGED(mixtral, HF_MIXTRAL, m.moe_router_topk_scaling_factor = 2,
+	        "moe_router_topk_scaling_factor 1");
+	CHANGED(mixtral, HF_MIXTRAL, m.moe_router_num_groups = 2, "no moe_router_num_groups");
+	CHANGED(mixtral, HF_MIXTRAL, m.moe_shared_expert_intermediate_size = 8, "no moe_shared");
+	CHANGED(mixtral, HF_MIXTRAL, m.rotary_interleaved = true, "rotary_interleaved false");
+	CHANGED(mixtral, HF_MIXTRAL, (m.rope_type = MODEL_ROPE_YARN, m.mscale = 2), "mscale 1");
+	CHANGED(mixtral, HF_LLAMA, m.num_query_groups = 2, "no num_experts");
+	CHANGED(mixtral, HF_QWEN3_MOE, m.add_qkv_bias = true, "add_qkv_bias false");
+	CHANGED(mixtral, HF_QWEN2_MOE, m.add_qkv_bias = true, "moe_shared_expert_gate true");
+	CHANGED(deepseek, HF_DEEPSEEK_V3, m.moe_layer_freq = "([1]+[0])", "before the first that has some");
+	CHANGED(deepseek, HF_DEEPSEEK_V3, m.moe_router_enable_expert_bias = false, "expert_bias true");
+	CHANGED(deepseek, HF_DEEPSEEK_V3, m.moe_router_topk = 3, "moe_router_topk twice");
+	CHANGED(deepseek, HF_DEEPSEEK_V3, m.moe_shared_expert_intermediate_size = 41,
+	        "a multiple of moe_ffn");
+	CHANGED(deepseek, HF_DEEPSEEK_V3, m.multi_latent_attention = false, "multi_latent_attention true");
+	CHANGED(deepseek, HF_DEEPSEEK_V3, m.window_size = 4, "no window_size");
+#undef CHANGED
+	hf_close(h);
+	hf_close(d);
+}
+
 /* Models that cannot be taken over say why. */
+#define YARN "\"yarn\", \"beta_slow\": 2"
 TEST(configs_that_are_refused)
 {
 	static const struct {
@@ -478,16 +999,83 @@ TEST(configs_that_are_refused)
 	        {"llama", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1000000000", "num_layers"},
 	        {"llama", "\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "does not divide"},
 	        {"llama", "\"silu\"", "\"tanh\"", "silu and gelu_pytorch_tanh"},
-	        {"llama", "\"default\"", "\"yarn\"", "\"default\" and \"llama3\""},
-	        {"llama", "\"default\"", "\"llama3\"", "missing in the rope scaling"},
-	        {"llama", "\"attention_bias\": false", "\"attention_bias\": true", "both or none"},
-	        {"hf/qwen2", "\"use_sliding_window\": false",
-	         "\"sliding_window\": 4, \"use_sliding_window\": true", "there before"},
-	        {"gpt2", "\"scale_attn_weights\": true", "\"scale_attn_weights\": false",
+	        {"llama", "\"default\"", "\"longrope\"", "\"default\", \"llama3\" and \"yarn\" are built"},
+	        {"llama", "\"default\"", "\"yarn\"", "\"factor\": missing in the rope scaling of yarn"},
+	        {"llama", "\"default\"", YARN ", \"factor\": 0.5", "0.5 is too small"},
+	        {"llama", "\"default\"", YARN ", \"factor\": 4, \"truncate\": false", "only true is built"},
+	        {"llama", "\"default\"", YARN ", \"factor\": 4, \"attention_factor\": 1.5",
+	         "only the one that follows from factor"},
+	        {"llama", "\"default\"", YARN ", \"factor\": 4, \"mscale_all_dim\": 1",
+	         "mscale_all_dim needs it"},
+	        {"llama", "\"default\"", YARN ", \"factor\": 4, \"beta_fast\": -1", "yarn_beta_fast"},
+	        {"llama", "\"default\"", YARN ", \"factor\": 4, \"original_max_position_embeddings\": 0",
+	         "yarn_original_max_position_embeddings"},
+	        {"mixtral", "\"num_local_experts\": 4", "\"num_local_experts\": 0",
+	         "num_experts: 0 is too small"},
+	        {"mixtral", "\"num_local_experts\": 4", "\"num_local_experts\": null", "missing"},
+	        {"mixtral", "\"num_local_experts\": 4", "\"num_local_experts\": 1",
+	         "is more than there are experts"},
+	        {"mixtral", "\"num_local_experts\": 4", "\"num_local_experts\": 5",
+	         "block_sparse_moe.gate.weight has shape [4, 48]; config.json makes it [5, 48]"},
+	        {"mixtral", "\"num_local_experts\": 4", "\"num_local_experts\": 3",
+	         "block_sparse_moe.gate.weight has shape [4, 48]; config.json makes it [3, 48]"},
+	        {"mixtral", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1000", "is missing"},
+	        {"mixtral", "\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 2.5",
+	         "must be an integer"},
+	        {"mixtral", "\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 5",
+	         "is more than there are"},
+	        {"mixtral", "\"router_jitter_noise\": 0.0", "\"router_jitter_noise\": 7",
+	         "moe_input_jitter_eps"},
+	        {"mixtral", "\"mixtral\"", "\"qwen3_moe\"", "\"num_experts\": missing"},
+	        {"mixtral", "\"mixtral\"", "\"llama\"", "mlp.gate_proj.weight is missing"},
+	        {"mixtral", "\"intermediate_size\": 80", "\"intermediate_size\": 81",
+	         "config.json makes it [81, 48]"},
+	        {"mixtral",
+	         "\"num_hidden_layers\": 2,\n  \"num_key_value_heads\": 2,\n  \"num_local_experts\": 4",
+	         "\"num_hidden_layers\": 100000, \"num_key_value_heads\": 2, \"num_local_experts\": 65536",
+	         "num_layers 100000 and num_experts 65536 make about 1.97e+10 tensors; at most 2097152"},
+	        {"deepseek_v3", "\"norm_topk_prob\": true", "\"norm_topk_prob\": false",
 	         "only true is built"},
-	        {"gpt2", "\"gelu_new\"", "\"silu\"", "are built"},
-	        {"gpt2", "\"n_head\": 4", "\"n_head\": 5", "no multiple"},
-	        {"gpt2", "{", "{{", "JSON"},
+	        {"deepseek_v3", "\"n_group\": 2", "\"n_group\": 3", "must divide n_routed_experts"},
+	        {"deepseek_v3", "\"n_group\": 2", "\"n_group\": 8", "into groups of two or more"},
+	        {"deepseek_v3", "\"n_group\": 2", "\"n_group\": 0", "must be from 1 to n_group"},
+	        {"deepseek_v3", "\"topk_group\": 1", "\"topk_group\": 3", "must be from 1 to n_group"},
+	        {"deepseek_v3", "\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 3",
+	         "num_experts_per_tok must be twice as many"},
+	        {"deepseek_v3", "\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 1",
+	         "only false is built for one expert a token"},
+	        {"deepseek_v3", "\"n_shared_experts\": 1", "\"n_shared_experts\": null",
+	         "must be a number of experts"},
+	        {"deepseek_v3", "\"n_shared_experts\": 1", "\"n_shared_experts\": 2",
+	         "shared_experts.gate_proj.weight has shape [40, 48]; config.json makes it [80, 48]"},
+	        {"deepseek_v3", "\"n_shared_experts\": 1", "\"n_shared_experts\": 4611686018427387904",
+	         "must be a number of experts"},
+	        {"deepseek_v3", "\"first_k_dense_replace\": 1", "\"first_k_dense_replace\": -1",
+	         "must be a number of layers"},
+	        {"deepseek_v3", "\"first_k_dense_replace\": 1", "\"first_k_dense_replace\": 0",
+	         "model.layers.0.mlp.gate.weight is missing"},
+	        {"deepseek_v3", "\"first_k_dense_replace\": 1", "\"first_k_dense_replace\": 2",
+	         "model.layers.1.mlp.gate_proj.weight is missing"},
+	        {"deepseek_v3", "\"first_k_dense_replace\": 1",
+	         "\"moe_layer_freq\": 2, \"first_k_dense_replace\": 1", "only 1 is built"},
+	        {"deepseek_v3", "\"use_cache\": true", "\"scoring_func\": \"softmax\"",
+	         "only \"sigmoid\" is built"},
+	        {"deepseek_v3", "\"use_cache\": true", "\"topk_method\": \"greedy\"",
+	         "only \"noaux_tc\" is built"},
+	        {"deepseek_v3", "\"q_lora_rank\": 24", "\"q_lora_rank\": null",
+	         "self_attn.q_proj.weight is missing"},
+	        {"deepseek_v3", "\"q_lora_rank\": 24", "\"q_lora_rank\": 25",
+	         "config.json makes it [25, 48]"},
+	        {"deepseek_v3", "\"kv_lora_rank\": 16", "\"kv_lora_rank\": null", "missing"},
+	        {"deepseek_v3", "\"v_head_dim\": 16", "\"v_head_dim\": 1000000", "too large"},
+	        {"deepseek_v3", "\"num_key_value_heads\": 4", "\"num_key_value_heads\": 2",
+	         "must be the number of attention heads"},
+	        {"deepseek_v3", "\"attention_bias\": false", "\"attention_bias\": true", "both or none"},
+	        {"deepseek_v3",
+	         "\"num_hidden_layers\": 2,\n  \"num_key_value_heads\": 4,\n  \"num_nextn_predict_layers\": "
+	         "1",
+	         "\"num_hidden_layers\": 1, \"num_key_value_heads\": 4, \"num_nextn_predict_layers\": 0",
+	         "belongs to no part of a deepseek_v3 model"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		struct err e = {0};

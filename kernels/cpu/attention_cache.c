@@ -25,19 +25,21 @@ static void store_row(const struct cached *c, int64_t n)
 {
 	const struct attention *a = &c->a;
 	const struct tensor *caches[] = {c->keys, c->values};
+	const struct attention_heads *heads[] = {&a->k, &a->v};
 	float buffer[CPU_BLOCK];
-	int64_t width = a->groups * a->size;
-	for (int64_t which = 0; which < 2; which++)
+	for (int which = 0; which < 2; which++) {
+		const struct attention_heads *h = heads[which];
+		int64_t width = a->groups * h->size;
 		for (int64_t i = 0; i < width; i += CPU_BLOCK) {
 			int64_t count = width - i < CPU_BLOCK ? width - i : CPU_BLOCK;
-			int64_t from = n * a->row + a->heads * a->size + which * width + i;
 			int64_t to = c->position[n] * width + i;
 			float *place = cpu_place(caches[which], to, buffer);
-			const float *row = cpu_read(a->qkv, from, count, place);
+			const float *row = cpu_read(h->t, n * h->row + h->column + i, count, place);
 			if (row != place)
 				memcpy(place, row, (size_t)count * sizeof *place);
 			cpu_write(caches[which], to, count, place);
 		}
+	}
 }
 
 /* weight[j] <- scores of keys [begin, begin + count) in powers of two, then -inf up to a multiple of 16. */
@@ -46,36 +48,41 @@ static void score(const struct cached *c, const float *q, int64_t at, int64_t co
 {
 	const struct attention *a = &c->a;
 	for (int64_t j = 0; j < count; j++)
-		weight[j] = a->tile->dot(a->size, q,
-		                         cpu_read(c->keys, at + j * a->groups * a->size, a->size, buffer));
+		weight[j] = a->tile->dot(
+		        a->k.size, q, cpu_read(c->keys, at + j * a->groups * a->k.size, a->k.size, buffer));
 	for (int64_t j = count; j % 16; j++)
 		weight[j] = -INFINITY;
 }
 
-/* Row n, one head; space holds q, o, a row of the cache (padded_size each), and the weights. */
+static int64_t row_buffer(const struct attention *a)
+{
+	return a->k.padded > a->v.padded ? a->k.padded : a->v.padded;
+}
+
+/* Row n, one head; space holds q, o, a row of either cache, and the weights. */
 static void attend(const struct cached *c, int64_t n, int64_t head, float *space)
 {
 	const struct attention *a = &c->a;
-	float *q = space, *o = q + a->padded_size, *buffer = o + a->padded_size,
-	      *weight = buffer + a->padded_size;
+	float *q = space, *o = q + a->q.padded, *buffer = o + a->v.padded, *weight = buffer + row_buffer(a);
 	float top = -1e30f, sum = 0, shrink;
-	int64_t last = c->position[n], window = a->arg->attention.window, width = a->groups * a->size;
+	int64_t last = c->position[n], window = a->arg->attention.window;
 	int64_t begin = window > 0 && last >= window ? last - window + 1 : 0, count = last - begin + 1;
-	int64_t at = begin * width + head / (a->heads / a->groups) * a->size;
-	attention_load(a, a->qkv, n * a->row + head * a->size, 0, 1, 1,
-	               a->arg->attention.scale * ATTENTION_LOG2E, q);
-	score(c, q, at, count, buffer, weight);
+	int64_t key = begin * a->groups + head / (a->heads / a->groups); /* in heads of the caches */
+	attention_load(&a->q, n, head, 1, 1, a->arg->attention.scale * ATTENTION_LOG2E, q);
+	score(c, q, key * a->k.size, count, buffer, weight);
 	a->tile->softmax(1, (int)((count + 15) / 16 * 16), weight, 0, &top, &sum, &shrink);
-	memset(o, 0, (size_t)a->padded_size * sizeof *o);
-	for (int64_t j = 0; j < count; j++)
-		a->tile->add_scaled(a->size, weight[j], cpu_read(c->values, at + j * width, a->size, buffer),
-		                    o);
-	attention_store(a, c->o, (n * a->heads + head) * a->size, 0, 1, 1 / sum, o);
+	memset(o, 0, (size_t)a->v.padded * sizeof *o);
+	for (int64_t j = 0; j < count; j++, key += a->groups)
+		a->tile->add_scaled(a->v.size, weight[j],
+		                    cpu_read(c->values, key * a->v.size, a->v.size, buffer), o);
+	struct attention_heads to = attention_output(a, c->o);
+	attention_store(&to, n, head, 1, 1 / sum, o);
 }
 
 static size_t space_bytes(const struct attention *a, const struct tensor *keys)
 {
-	return ((size_t)(3 * a->padded_size) + ((size_t)keys->dim[0] + 15) / 16 * 16) * sizeof(float);
+	return ((size_t)(a->q.padded + a->v.padded + row_buffer(a)) + ((size_t)keys->dim[0] + 15) / 16 * 16) *
+	       sizeof(float);
 }
 
 static void cache_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
@@ -90,17 +97,16 @@ struct cpu_space cpu_space_attention_cache(const struct stream *s, const union o
                                            const struct tensor *in, const struct tensor *out)
 {
 	(void)out;
-	struct attention a = attention_of(arg, &in[0], NULL);
+	struct attention a = attention_of(arg, &in[0], NULL, NULL);
 	return (struct cpu_space){0, space_bytes(&a, &in[1]), cpu_parts(s, in[0].dim[0] * a.heads, 1)};
 }
 
 int cpu_fast_attention_cache(struct stream *s, const union op_arg *arg, const struct tensor *in,
                              const struct tensor *out, struct err *e)
 {
-	struct cached c = {attention_of(arg, &in[0], NULL), &in[1], &in[2], &out[0], in[3].data};
-	if (in[0].dtype != DT_f32 && in[0].dtype != DT_bf16)
-		return err_set(e, EXIT_INTERNAL, "attention_cache: qkv is %s; f32 and bf16 are allowed",
-		               dtype_rows[in[0].dtype].name);
+	struct cached c = {attention_of(arg, &in[0], NULL, NULL), &in[1], &in[2], &out[0], in[3].data};
+	if (attention_check(&c.a, OP_attention_cache, e))
+		return e->code;
 	if (check_positions(&in[3], in[1].dim[0], e))
 		return e->code;
 	for (int64_t n = 0; n < in[0].dim[0]; n++)

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "kernels/cpu/activation.h"
 #include "kernels/cpu/mask.h"
 #include "kernels/cpu/vmath.h"
 
@@ -114,16 +115,26 @@ int cpu_fast_cast(struct stream *s, const union op_arg *arg, const struct tensor
 	return 0;
 }
 
+/* Counts wrap around as the processor's do: what comes of bad data must not be undefined. */
+CPU_CLONES static void add_integers(const uint32_t *x, uint32_t *y, int64_t n)
+{
+#pragma omp simd
+	for (int64_t i = 0; i < n; i++)
+		y[i] += x[i];
+}
+
 static void accumulate_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
 {
 	(void)s, (void)part;
 	const struct job *j = job;
 	const float *x = (const float *)j->in[0].data + begin;
 	float *y = (float *)j->out[0].data + begin;
-	if (j->out[0].acc)
-		add_row(y, x, y, end - begin);
-	else
+	if (!j->out[0].acc)
 		memcpy(y, x, (size_t)(end - begin) * sizeof *y);
+	else if (j->out[0].dtype == DT_i32)
+		add_integers((const uint32_t *)x, (uint32_t *)y, end - begin);
+	else
+		add_row(y, x, y, end - begin);
 }
 
 int cpu_fast_accumulate(struct stream *s, const union op_arg *arg, const struct tensor *in,
@@ -149,8 +160,7 @@ int cpu_fast_zero(struct stream *s, const union op_arg *arg, const struct tensor
 	return 0;
 }
 
-/* The four leaf functions of one activation; y may be x, dx may be dy or x, and a row of glu's dx its row of
- * x. */
+/* The four leaf functions of one activation. */
 #define ACTIVATION_ROW(name, doc)                                                                            \
 	CPU_CLONES static void name##_row(const float *x, float *y, int64_t n)                               \
 	{                                                                                                    \
@@ -177,22 +187,15 @@ int cpu_fast_zero(struct stream *s, const union op_arg *arg, const struct tensor
 ACTIVATIONS(ACTIVATION_ROW)
 #undef ACTIVATION_ROW
 
-struct activation_rows {
-	void (*value)(const float *x, float *y, int64_t n);
-	void (*value_bwd)(const float *dy, const float *x, float *dx, int64_t n);
-	void (*glu)(const float *gate, const float *up, float *y, int64_t n);
-	void (*glu_bwd)(const float *dy, const float *gate, const float *up, float *dgate, float *dup,
-	                int64_t n);
+const struct activation_rows cpu_activation_rows[ACT_COUNT] = {
+#define ACTIVATION_ROW(name, doc) {name##_row, name##_row_bwd, name##_glu_row, name##_glu_row_bwd},
+        ACTIVATIONS(ACTIVATION_ROW)
+#undef ACTIVATION_ROW
 };
 
 static const struct activation_rows *activation_rows(const union op_arg *arg)
 {
-	static const struct activation_rows rows[ACT_COUNT] = {
-#define ACTIVATION_ROW(name, doc) {name##_row, name##_row_bwd, name##_glu_row, name##_glu_row_bwd},
-	        ACTIVATIONS(ACTIVATION_ROW)
-#undef ACTIVATION_ROW
-	};
-	return &rows[arg->activation.kind];
+	return &cpu_activation_rows[arg->activation.kind];
 }
 
 static void activation_part(struct stream *s, void *job, int64_t begin, int64_t end, int part)
@@ -311,13 +314,14 @@ CPU_CLONES static void mask_apply(const float *x, const float *mask, float *y, i
 static void dropout_row(const struct job *j, int64_t row)
 {
 	float x[CPU_BLOCK], y[CPU_BLOCK], mask[CPU_BLOCK];
-	int64_t length = j->arg->dropout.seq_length, number = j->arg->dropout.first_row + row;
-	uint64_t key = (uint64_t)((const int64_t *)j->in[1].data)[number / length];
+	struct mask_place place = mask_place_of(j->arg, row);
+	uint64_t key = (uint64_t)((const int64_t *)j->in[1].data)[place.sample];
 	for (int64_t c = 0; c < j->width; c += CPU_BLOCK) {
 		int64_t n = least(CPU_BLOCK, j->width - c), at = row * j->width + c;
 		float *to = cpu_place(&j->out[0], at, y);
-		mask_row(key, j->arg->dropout.salt, (uint64_t)(number % length * j->width + c), n,
-		         j->arg->dropout.p, mask);
+		(j->arg->dropout.jitter ? mask_row_jitter : mask_row)(
+		        key, j->arg->dropout.salt, (uint64_t)(place.position * j->width + c), n,
+		        j->arg->dropout.p, mask);
 		mask_apply(cpu_read(&j->in[0], at, n, x), mask, to, n);
 		cpu_write(&j->out[0], at, n, to);
 	}

@@ -41,16 +41,48 @@ CPU_CLONES static void select_survivors(const uint32_t *word, uint32_t threshold
 		out[i] = word[i] >= threshold ? scale : 0;
 }
 
+CPU_CLONES static void jitter_words(const uint32_t *word, float p, float *out, int64_t n)
+{
+#pragma omp simd
+	for (int64_t i = 0; i < n; i++)
+		out[i] = mask_jitter(p, word[i]);
+}
+
+struct mask_place mask_place_of(const union op_arg *arg, int64_t n)
+{
+	struct context rows = arg->dropout.rows;
+	int32_t each = arg->dropout.seq_length / (rows.ranks > 1 ? rows.ranks : 1);
+	int64_t row = arg->dropout.first_row + n;
+	return (struct mask_place){row / each, context_position(arg->dropout.seq_length, rows.ranks,
+	                                                        rows.first, (int32_t)(row % each))};
+}
+
+/* How many of the words of elements from i on, at most n, come with the blocks from i / 4 on: into word[i %
+ * 4] and behind it. */
+static int64_t draw(uint64_t key, uint32_t salt, uint64_t i, int64_t n, uint32_t word[4 * LANES])
+{
+	int64_t have = 4 * LANES - (int64_t)(i % 4);
+	philox_lanes(key, i / 4, salt, word);
+	return have < n ? have : n;
+}
+
 void mask_row(uint64_t key, uint32_t salt, uint64_t first, int64_t n, float p, float *out)
 {
 	uint32_t word[4 * LANES], threshold = mask_threshold(p);
 	float scale = mask_scale(p);
-	for (int64_t j = 0; j < n;) {
+	for (int64_t j = 0, have; j < n; j += have) {
 		uint64_t i = first + (uint64_t)j;
-		philox_lanes(key, i / 4, salt, word);
-		int64_t skip = (int64_t)(i % 4), have = 4 * LANES - skip;
-		have = have < n - j ? have : n - j;
-		select_survivors(word + skip, threshold, scale, out + j, have);
-		j += have;
+		have = draw(key, salt, i, n - j, word);
+		select_survivors(word + i % 4, threshold, scale, out + j, have);
+	}
+}
+
+void mask_row_jitter(uint64_t key, uint32_t salt, uint64_t first, int64_t n, float p, float *out)
+{
+	uint32_t word[4 * LANES];
+	for (int64_t j = 0, have; j < n; j += have) {
+		uint64_t i = first + (uint64_t)j;
+		have = draw(key, salt, i, n - j, word);
+		jitter_words(word + i % 4, p, out + j, have);
 	}
 }

@@ -35,27 +35,37 @@ static bool is_narrow(const struct tensor *t)
 	return t->dtype == DT_f32 || t->dtype == DT_bf16;
 }
 
-static int run(struct stream *s, const char *op, const struct tensor *in, const struct matmul *g,
-               struct err *e)
+int matmul_check(const char *op, const struct tensor *in, const struct tensor *out, struct err *e)
 {
-	if (!is_narrow(&in[0]) || in[0].dtype != in[1].dtype ||
-	    (g->c_dtype != DT_f32 && g->c_dtype != DT_bf16))
+	if (!is_narrow(&in[0]) || in[0].dtype != in[1].dtype || !is_narrow(out))
 		return err_set(e, EXIT_INTERNAL,
 		               "%s: operands %s and %s into %s; two f32 or two bf16 are allowed", op,
 		               dtype_rows[in[0].dtype].name, dtype_rows[in[1].dtype].name,
-		               dtype_rows[g->c_dtype].name);
-	if (g->k > 0 && g->m > 0 && g->n > 0)
+		               dtype_rows[out->dtype].name);
+	return 0;
+}
+
+static bool has_sums(const struct matmul *g)
+{
+	return g->k > 0 && g->m > 0 && g->n > 0;
+}
+
+void matmul_run(struct stream *s, const struct matmul *g)
+{
+	if (has_sums(g))
 		choose(g->dtype)->run[g->dtype](s, g);
 	else if (!g->acc) /* no rows: a gradient of zero */
 		memset(g->c, 0, (size_t)(g->m * g->n) * dtype_rows[g->c_dtype].bytes);
-	return 0;
 }
 
 static struct cpu_space space(const struct stream *s, const struct matmul *g)
 {
-	if (!(g->k > 0 && g->m > 0 && g->n > 0))
-		return (struct cpu_space){0};
-	return choose(g->dtype)->space(s, g);
+	return has_sums(g) ? choose(g->dtype)->space(s, g) : (struct cpu_space){0};
+}
+
+struct cpu_space matmul_most(const struct stream *s, const struct matmul *g)
+{
+	return has_sums(g) ? choose(g->dtype)->most(s, g) : (struct cpu_space){0};
 }
 
 /* The products of a linear layer. */
@@ -65,7 +75,10 @@ static struct cpu_space space(const struct stream *s, const struct matmul *g)
 	{                                                                                     \
 		(void)arg;                                                                    \
 		const struct matmul g = problem(in, out);                                     \
-		return run(s, #op, in, &g, e);                                                \
+		if (matmul_check(#op, in, out, e))                                            \
+			return e->code;                                                       \
+		matmul_run(s, &g);                                                            \
+		return 0;                                                                     \
 	}                                                                                     \
 	struct cpu_space cpu_space_##op(const struct stream *s, const union op_arg *arg,      \
 	                                const struct tensor *in, const struct tensor *out)    \

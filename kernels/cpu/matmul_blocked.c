@@ -228,7 +228,7 @@ static struct job job_init(const struct matmul *g, const struct tile *tile)
 	                    .tile = tile,
 	                    .pack = tile->pack[word],
 	                    .product = pairs ? tile->product_pair : tile->product,
-	                    .source_a = {g->a, g->a_transposed ? g->m : g->k, g->a_transposed},
+	                    .source_a = {g->a, matmul_a_pitch(g), g->a_transposed},
 	                    .source_b = {g->b, g->b_transposed ? g->k : g->n, !g->b_transposed},
 	                    .word_elements = pairs ? 2 : 1};
 }
@@ -301,6 +301,21 @@ static struct cpu_space blocked_space(const struct stream *s, const struct matmu
 	return need;
 }
 
+/* Neither packed parts nor blocks grow evenly with the problem; these are the sizes that none exceeds. */
+static struct cpu_space blocked_most(const struct stream *s, const struct matmul *g)
+{
+	struct job j = job_init(g, tile_best());
+	int64_t words = min64(ceil_div(g->k, j.word_elements), MAX_DEPTH);
+	int64_t m = round_up(g->m, TILE_ROWS), n = round_up(g->n, j.tile->columns);
+	int64_t packed = min64(m * words, MAX_PACKED) + min64(n * words, MAX_PACKED);
+	if (g->c_dtype != DT_f32 && words > MAX_DEPTH - DEPTH) /* sums of a part of the depth */
+		packed += min64(m, MAX_PACKED / (MAX_DEPTH - DEPTH)) *
+		          min64(n, MAX_PACKED / (MAX_DEPTH - DEPTH));
+	size_t block = (size_t)(min64(m, BLOCK_ROWS) * min64(n, BLOCK_COLUMNS)) * sizeof(float);
+	return (struct cpu_space){(size_t)packed * sizeof(uint32_t), g->c_dtype == DT_f32 ? 0 : block,
+	                          g->c_dtype == DT_f32 ? 0 : s->num_threads};
+}
+
 static void blocked(struct stream *s, const struct matmul *g)
 {
 	matmul_blocked_with(s, g, tile_best());
@@ -309,6 +324,6 @@ static void blocked(struct stream *s, const struct matmul *g)
 const struct matmul_impl *matmul_blocked(void)
 {
 	static const struct matmul_impl impl = {
-	        "own kernels", {[DT_f32] = blocked, [DT_bf16] = blocked}, blocked_space};
+	        "own kernels", {[DT_f32] = blocked, [DT_bf16] = blocked}, blocked_space, blocked_most};
 	return &impl;
 }

@@ -21,7 +21,7 @@ enum { SUMS_WORDS = 8 << 20 }; /* f32 sums of a product whose C is bf16, at a ti
 static void gemm(const struct matmul *g, int64_t column, int64_t n, float *c, int64_t c_pitch)
 {
 	char ta = g->a_transposed ? 'T' : 'N', tb = g->b_transposed ? 'T' : 'N';
-	int64_t a_pitch = g->a_transposed ? g->m : g->k, b_pitch = g->b_transposed ? g->k : g->n;
+	int64_t a_pitch = matmul_a_pitch(g), b_pitch = g->b_transposed ? g->k : g->n;
 	int64_t b_at = g->b_transposed ? column * g->k : column;
 	float beta = g->acc && g->c_dtype == DT_f32 ? 1 : 0;
 	dnnl_status_t status =
@@ -61,6 +61,15 @@ static struct cpu_space onednn_space(const struct stream *s, const struct matmul
 	(void)s;
 	size_t bytes = g->c_dtype == DT_f32 ? 0 : (size_t)(g->m * strip_of(g)) * sizeof(float);
 	return (struct cpu_space){.shared = bytes};
+}
+
+/* Strips of fewer rows may be wider, up to SUMS_WORDS. */
+static struct cpu_space onednn_most(const struct stream *s, const struct matmul *g)
+{
+	(void)s;
+	int64_t all = g->m * g->n, narrow = 64 * g->m, words = narrow > SUMS_WORDS ? narrow : SUMS_WORDS;
+	size_t bytes = (size_t)(all < words ? all : words) * sizeof(float);
+	return (struct cpu_space){.shared = g->c_dtype == DT_f32 ? 0 : bytes};
 }
 
 static void multiply(struct stream *s, const struct matmul *g)
@@ -120,7 +129,8 @@ static bool has_bf16(void)
 
 const struct matmul_impl *matmul_onednn(void)
 {
-	static const struct matmul_impl both = {NAME, {[DT_f32] = onednn, [DT_bf16] = onednn}, onednn_space};
-	static const struct matmul_impl f32_only = {NAME, {[DT_f32] = onednn}, onednn_space};
+	static const struct matmul_impl both = {
+	        NAME, {[DT_f32] = onednn, [DT_bf16] = onednn}, onednn_space, onednn_most};
+	static const struct matmul_impl f32_only = {NAME, {[DT_f32] = onednn}, onednn_space, onednn_most};
 	return has_bf16() ? &both : &f32_only;
 }

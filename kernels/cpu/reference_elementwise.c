@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/cpu/activation.h"
 #include "kernels/cpu/mask.h"
 
 int cpu_ref_add(struct stream *s, const union op_arg *arg, const struct tensor *in, const struct tensor *out,
@@ -40,8 +41,13 @@ int cpu_ref_accumulate(struct stream *s, const union op_arg *arg, const struct t
 {
 	(void)s, (void)arg, (void)e;
 	int64_t n = tensor_count(&in[0]);
+	const uint32_t *x = in[0].data;
+	uint32_t *y = out[0].data;
 	for (int64_t i = 0; i < n; i++)
-		cpu_accumulate(&out[0], i, cpu_get(&in[0], i));
+		if (in[0].dtype == DT_i32)
+			y[i] = out[0].acc ? y[i] + x[i] : x[i];
+		else
+			cpu_accumulate(&out[0], i, cpu_get(&in[0], i));
 	return 0;
 }
 
@@ -108,9 +114,7 @@ static double silu_slope(double x)
 	return sigmoid * (1 + x * (1 - sigmoid));
 }
 
-static const struct {
-	double (*value)(double), (*slope)(double);
-} activations[ACT_COUNT] = {
+const struct activation_math cpu_activation_math[ACT_COUNT] = {
 #define ACTIVATION_ROW(name, doc) {name##_value, name##_slope},
         ACTIVATIONS(ACTIVATION_ROW)
 #undef ACTIVATION_ROW
@@ -122,7 +126,7 @@ int cpu_ref_activation(struct stream *s, const union op_arg *arg, const struct t
 	(void)s, (void)e;
 	int64_t n = tensor_count(&in[0]);
 	for (int64_t i = 0; i < n; i++)
-		cpu_set(&out[0], i, activations[arg->activation.kind].value(cpu_get(&in[0], i)));
+		cpu_set(&out[0], i, cpu_activation_math[arg->activation.kind].value(cpu_get(&in[0], i)));
 	return 0;
 }
 
@@ -132,7 +136,7 @@ int cpu_ref_activation_bwd(struct stream *s, const union op_arg *arg, const stru
 	(void)s, (void)e;
 	int64_t n = tensor_count(&in[0]);
 	for (int64_t i = 0; i < n; i++) {
-		double slope = activations[arg->activation.kind].slope(cpu_get(&in[1], i));
+		double slope = cpu_activation_math[arg->activation.kind].slope(cpu_get(&in[1], i));
 		cpu_set(&out[0], i, cpu_get(&in[0], i) * slope);
 	}
 	return 0;
@@ -148,7 +152,8 @@ int cpu_ref_glu(struct stream *s, const union op_arg *arg, const struct tensor *
 		for (int64_t f = 0; f < width; f++) {
 			double gate = cpu_get(&in[0], 2 * n * width + f);
 			double up = cpu_get(&in[0], (2 * n + 1) * width + f);
-			cpu_set(&out[0], n * width + f, activations[arg->activation.kind].value(gate) * up);
+			cpu_set(&out[0], n * width + f,
+			        cpu_activation_math[arg->activation.kind].value(gate) * up);
 		}
 	return 0;
 }
@@ -163,8 +168,9 @@ int cpu_ref_glu_bwd(struct stream *s, const union op_arg *arg, const struct tens
 			int64_t at = 2 * n * width + f;
 			double dy = cpu_get(&in[0], n * width + f);
 			double gate = cpu_get(&in[1], at), up = cpu_get(&in[1], at + width);
-			cpu_set(&out[0], at, dy * up * activations[arg->activation.kind].slope(gate));
-			cpu_set(&out[0], at + width, dy * activations[arg->activation.kind].value(gate));
+			cpu_set(&out[0], at, dy * up * cpu_activation_math[arg->activation.kind].slope(gate));
+			cpu_set(&out[0], at + width,
+			        dy * cpu_activation_math[arg->activation.kind].value(gate));
 		}
 	return 0;
 }
@@ -173,16 +179,15 @@ int cpu_ref_dropout(struct stream *s, const union op_arg *arg, const struct tens
                     const struct tensor *out, struct err *e)
 {
 	(void)s, (void)e;
-	uint32_t threshold = mask_threshold(arg->dropout.p);
-	double scale = mask_scale(arg->dropout.p);
-	int64_t width = tensor_row(&in[0]), sample = arg->dropout.seq_length * width,
-	        n = tensor_count(&in[0]);
-	int64_t first = arg->dropout.first_row * width;
-	const int64_t *keys = in[1].data;
+	const float p = arg->dropout.p;
+	int64_t width = tensor_row(&in[0]), n = tensor_count(&in[0]);
 	for (int64_t i = 0; i < n; i++) {
-		uint64_t key = (uint64_t)keys[(first + i) / sample], at = (uint64_t)((first + i) % sample);
-		bool kept = mask_survives(key, arg->dropout.salt, at, threshold);
-		cpu_set(&out[0], i, kept ? cpu_get(&in[0], i) * scale : 0);
+		struct mask_place place = mask_place_of(arg, i / width);
+		uint64_t key = (uint64_t)((const int64_t *)in[1].data)[place.sample];
+		uint32_t word =
+		        mask_word(key, arg->dropout.salt, (uint64_t)(place.position * width + i % width));
+		double x = cpu_get(&in[0], i), kept = word >= mask_threshold(p) ? x * mask_scale(p) : 0;
+		cpu_set(&out[0], i, arg->dropout.jitter ? x * mask_jitter(p, word) : kept);
 	}
 	return 0;
 }

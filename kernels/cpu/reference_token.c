@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "kernels/cpu/rope.h"
 
 int cpu_ref_embedding(struct stream *s, const union op_arg *arg, const struct tensor *in,
                       const struct tensor *out, struct err *e)
@@ -39,32 +40,36 @@ int cpu_ref_embedding_bwd(struct stream *s, const union op_arg *arg, const struc
 	return 0;
 }
 
-/* Rotary positions: Su et al. 2021, in the halves (i, i + R/2) of GPT-NeoX. */
+/* Rotary positions: Su et al. 2021, in the halves (i, i + R/2) of GPT-NeoX, or in neighbours (2i, 2i + 1). */
+void cpu_ref_rotate(const struct tensor *x, int64_t from, const struct tensor *y, int64_t to,
+                    const struct tensor *table, int64_t position, bool inverse, bool interleaved)
+{
+	int64_t half = tensor_row(table) / 2, step = interleaved ? 2 : 1, apart = interleaved ? 1 : half;
+	for (int64_t i = 0; i < half; i++) {
+		double cosine = cpu_get(table, position * 2 * half + i);
+		double sine = cpu_get(table, position * 2 * half + half + i) * (inverse ? -1 : 1);
+		double a = cpu_get(x, from + i * step), b = cpu_get(x, from + i * step + apart);
+		cpu_set(y, to + i * step, a * cosine - b * sine);
+		cpu_set(y, to + i * step + apart, a * sine + b * cosine);
+	}
+}
+
 int cpu_ref_rope(struct stream *s, const union op_arg *arg, const struct tensor *in, const struct tensor *out,
                  struct err *e)
 {
 	(void)s;
-	const int32_t *position = in[2].data;
 	int64_t size = arg->rope.head_dim, rotated = arg->rope.heads + arg->rope.groups;
-	int64_t row = (rotated + arg->rope.groups) * size, half = tensor_row(&in[1]) / 2;
+	int64_t width = tensor_row(&in[0]), turned = tensor_row(&in[1]);
+	if (cpu_rope_check(OP_rope, &in[1], &in[2], e))
+		return e->code;
 	for (int64_t n = 0; n < in[0].dim[0]; n++) {
-		if (position[n] < 0 || position[n] >= in[1].dim[0])
-			return err_set(e, EXIT_INTERNAL,
-			               "rope: position %d of row %lld is outside the table of %d",
-			               position[n], (long long)n, in[1].dim[0]);
-		for (int64_t c = 0; c < row; c++) {
-			int64_t i = c % size, at = n * row + c;
-			if (c >= rotated * size || i >= 2 * half) {
-				cpu_set(&out[0], at, cpu_get(&in[0], at));
-			} else if (i < half) {
-				double cosine = cpu_get(&in[1], position[n] * 2 * half + i);
-				double sine = cpu_get(&in[1], position[n] * 2 * half + half + i);
-				double a = cpu_get(&in[0], at), b = cpu_get(&in[0], at + half);
-				sine = arg->rope.inverse ? -sine : sine;
-				cpu_set(&out[0], at, a * cosine - b * sine);
-				cpu_set(&out[0], at + half, a * sine + b * cosine);
-			}
-		}
+		for (int64_t c = 0; c < width; c++)
+			if (c >= rotated * size || c % size >= turned)
+				cpu_set(&out[0], n * width + c, cpu_get(&in[0], n * width + c));
+		for (int64_t h = 0; h < rotated; h++)
+			cpu_ref_rotate(&in[0], n * width + h * size, &out[0], n * width + h * size, &in[1],
+			               ((const int32_t *)in[2].data)[n], arg->rope.inverse,
+			               arg->rope.interleaved);
 	}
 	return 0;
 }

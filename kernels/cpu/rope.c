@@ -1,5 +1,5 @@
-/* Rotary positions (Su et al. 2021), halves (i, i + R/2) of every query and key head. */
-#include "kernels/cpu/cpu.h"
+/* Rotary positions (Su et al. 2021) of every query and key head. */
+#include "kernels/cpu/rope.h"
 
 #include <string.h>
 
@@ -9,8 +9,8 @@ struct job {
 	int64_t width, half;
 };
 
-/* x holds `half` elements and, `half` further on, their partners; rotated in place. */
-CPU_CLONES static void rotate(float *x, const float *cosine, const float *sine, float sign, int64_t half)
+CPU_CLONES static void rotate_halves(float *x, const float *cosine, const float *sine, float sign,
+                                     int64_t half)
 {
 	float *y = x + half;
 #pragma omp simd
@@ -19,6 +19,33 @@ CPU_CLONES static void rotate(float *x, const float *cosine, const float *sine, 
 		x[i] = a * cosine[i] - b * t;
 		y[i] = a * t + b * cosine[i];
 	}
+}
+
+CPU_CLONES static void rotate_neighbours(float *x, const float *cosine, const float *sine, float sign,
+                                         int64_t half)
+{
+#pragma omp simd
+	for (int64_t i = 0; i < half; i++) {
+		float a = x[2 * i], b = x[2 * i + 1], t = sign * sine[i];
+		x[2 * i] = a * cosine[i] - b * t;
+		x[2 * i + 1] = a * t + b * cosine[i];
+	}
+}
+
+void cpu_rotate(float *x, const float *table, bool inverse, bool interleaved, int64_t half)
+{
+	(interleaved ? rotate_neighbours : rotate_halves)(x, table, table + half, inverse ? -1 : 1, half);
+}
+
+int cpu_rope_check(enum op op, const struct tensor *table, const struct tensor *position, struct err *e)
+{
+	const int32_t *p = position->data;
+	for (int64_t n = 0; n < position->dim[0]; n++)
+		if (p[n] < 0 || p[n] >= table->dim[0])
+			return err_set(e, EXIT_INTERNAL,
+			               "%s: position %d of row %lld is outside the table of %d",
+			               op_rows[op].name, p[n], (long long)n, table->dim[0]);
+	return 0;
 }
 
 /* Row n as f32 where it can be changed: in the output, or in a buffer that is written back. */
@@ -43,11 +70,11 @@ static void rope_part(struct stream *s, void *job, int64_t begin, int64_t end, i
 	float *buffer = cpu_scratch(s, part, (size_t)j->width * sizeof *buffer);
 	int64_t rotated = (int64_t)j->arg->rope.heads + j->arg->rope.groups;
 	for (int64_t n = begin; n < end; n++) {
-		const float *cosine = (const float *)j->in[1].data + position[n] * 2 * j->half;
+		const float *table = (const float *)j->in[1].data + position[n] * 2 * j->half;
 		float *y = row_open(j, n, buffer);
 		for (int64_t h = 0; h < rotated; h++)
-			rotate(y + h * j->arg->rope.head_dim, cosine, cosine + j->half,
-			       j->arg->rope.inverse ? -1 : 1, j->half);
+			cpu_rotate(y + h * j->arg->rope.head_dim, table, j->arg->rope.inverse,
+			           j->arg->rope.interleaved, j->half);
 		cpu_write(&j->out[0], n * j->width, j->width, y);
 	}
 }
@@ -64,14 +91,10 @@ struct cpu_space cpu_space_rope(const struct stream *s, const union op_arg *arg,
 int cpu_fast_rope(struct stream *s, const union op_arg *arg, const struct tensor *in,
                   const struct tensor *out, struct err *e)
 {
-	const int32_t *position = in[2].data;
 	if (in[1].dtype != DT_f32)
 		return cpu_ref_rope(s, arg, in, out, e);
-	for (int64_t n = 0; n < in[0].dim[0]; n++)
-		if (position[n] < 0 || position[n] >= in[1].dim[0])
-			return err_set(e, EXIT_INTERNAL,
-			               "rope: position %d of row %lld is outside the table of %d",
-			               position[n], (long long)n, in[1].dim[0]);
+	if (cpu_rope_check(OP_rope, &in[1], &in[2], e))
+		return e->code;
 	struct job j = {arg, in, out, tensor_row(&in[0]), tensor_row(&in[1]) / 2};
 	cpu_parallel(s, in[0].dim[0], row_grain(j.width), rope_part, &j);
 	return 0;

@@ -295,9 +295,11 @@ static const struct option_group *find_group(const struct option_table *t, const
 	return NULL;
 }
 
-static bool is_default(const struct option_set *s, const struct option *o)
+bool option_is_default(const struct option_set *s, const struct option *o)
 {
 	struct buf now = {0};
+	if (o->type == OPTION_STRING && !option_is_null(s, o)) /* written as YAML it may have quotes */
+		return !strcmp(*(const char *const *)option_field(s, o), o->value);
 	option_put_value(s, o, &now);
 	bool same = o->type == OPTION_DOUBLE && strcmp(o->value, "null")
 	                    ? *(const double *)option_field(s, o) == strtod(o->value, NULL)
@@ -311,7 +313,7 @@ int option_check_later(struct option_set *s, struct err *e)
 	int rc = 0;
 	for (size_t i = 0; i < s->table->n; i++) {
 		const struct option *o = &s->table->rows[i];
-		const char *why = o->later && !is_default(s, o) ? o->later : NULL;
+		const char *why = o->later && !option_is_default(s, o) ? o->later : NULL;
 		if (!why && o->type == OPTION_ENUM)
 			why = o->choices[*(const int *)option_field(s, o)].later;
 		struct entry x = {s, o, s->origins[i].source, s->origins[i].text, e};

@@ -150,6 +150,8 @@ void *option_field(const struct option_set *s, const struct option *o);
 /* Puts a row back to its default, origin included. */
 void option_reset(struct option_set *s, const struct option *o);
 bool option_is_null(const struct option_set *s, const struct option *o);
+/* true where the value is that of the row, wherever it comes from. */
+bool option_is_default(const struct option_set *s, const struct option *o);
 
 /* Appends the value as YAML; reads back to the same value. */
 void option_put_value(const struct option_set *s, const struct option *o, struct buf *b);

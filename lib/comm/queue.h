@@ -21,6 +21,7 @@ struct comm_job { /* run(job) is called by the queue's thread; the buffers stay 
 	enum dtype dtype;
 	int peer, tag;
 	struct comm_request *request;
+	const void *more; /* whatever else run wants; it outlives the job */
 };
 
 int comm_queue_open(struct comm_queue **q, struct err *e);

@@ -1,5 +1,6 @@
 #include "graph/exec.h"
 #include "comm/queue.h"
+#include "graph/carry.h"
 #include "graph/inspect.h"
 
 #include <stdlib.h>
@@ -21,8 +22,9 @@ struct exec {
 	struct call *call;
 	struct inspector *inspector; /* NULL where no debugging tool is on */
 	double seconds[OP_COUNT];
-	uint64_t *ticket; /* by node: of the collective that it posted last */
-	bool lost;        /* a collective failed */
+	uint64_t *ticket;        /* by node: of the collective that it posted last, */
+	struct carried *carried; /* and what that works on */
+	bool lost;               /* a collective failed */
 };
 
 static struct tensor shape_of(const struct prog *p, int32_t id)
@@ -108,6 +110,7 @@ int exec_create(struct exec **out, const struct prog *program, const struct back
 	}
 	x->call = mem_array(program->n_node, sizeof *x->call);
 	x->ticket = mem_array(program->n_node, sizeof *x->ticket);
+	x->carried = mem_array(program->n_node, sizeof *x->carried);
 	for (size_t i = 0; i < program->n_node; i++)
 		bind_node(x, i);
 	if (x->options.trace || x->options.nan_hunt || x->options.reference)
@@ -126,6 +129,7 @@ void exec_free(struct exec *x)
 	inspector_free(x->inspector);
 	free(x->call);
 	free(x->ticket);
+	free(x->carried);
 	free(x);
 }
 
@@ -207,40 +211,6 @@ void exec_take_times(struct exec *x, double *seconds)
 	memset(x->seconds, 0, sizeof x->seconds);
 }
 
-/* Collectives on host memory; out has job->count elements */
-
-static int run_all_reduce(const struct comm_job *j, struct err *e)
-{
-	if (j->out != j->in)
-		memcpy(j->out, j->in, j->count * dtype_rows[j->dtype].bytes);
-	return comm_all_reduce(j->comm, j->out, j->count, j->dtype, REDUCE_SUM, e);
-}
-
-static int run_all_gather(const struct comm_job *j, struct err *e)
-{
-	return comm_all_gather(j->comm, j->in, j->out, j->count / (size_t)j->comm->size, j->dtype, e);
-}
-
-static int run_reduce_scatter(const struct comm_job *j, struct err *e)
-{
-	return comm_reduce_scatter(j->comm, j->in, j->out, j->count, j->dtype, REDUCE_SUM, e);
-}
-
-static int run_share(const struct comm_job *j, struct err *e)
-{
-	size_t part = j->count / (size_t)j->comm->size;
-	const char *mine = (const char *)j->in + part * (size_t)j->comm->rank * dtype_rows[j->dtype].bytes;
-	return comm_all_gather(j->comm, mine, j->out, part, j->dtype, e);
-}
-
-typedef int collective_fn(const struct comm_job *job, struct err *e);
-static collective_fn *const collectives[OP_COUNT] = {
-        [OP_all_reduce] = run_all_reduce,
-        [OP_all_gather] = run_all_gather,
-        [OP_reduce_scatter] = run_reduce_scatter,
-        [OP_share] = run_share,
-};
-
 static struct comm *comm_over(const struct exec *x, uint32_t axes)
 {
 	for (size_t i = 0; i < x->options.n_comm; i++)
@@ -254,15 +224,18 @@ static int run_collective(struct exec *x, size_t i, struct call *c, struct err *
 {
 	const struct node *n = &x->p->node[i];
 	const struct tensor *out = op_rows[n->op].n_out ? &c->out[0] : &c->in[0];
-	struct comm_job job = {.run = collectives[n->op],
+	struct comm_job job = {.run = carry_of((enum op)n->op),
 	                       .comm = comm_over(x, n->arg.comm.axes),
 	                       .in = c->in[0].data,
 	                       .out = out->data,
 	                       .count = (size_t)tensor_count(out),
-	                       .dtype = (enum dtype)out->dtype};
+	                       .dtype = (enum dtype)out->dtype,
+	                       .peer = n->arg.comm.step,
+	                       .more = &x->carried[i]};
 	int rc;
 	if (!job.comm)
 		return err_set(e, EXIT_INTERNAL, "no communicator was given for a collective (%s)", n->where);
+	x->carried[i] = (struct carried){&n->arg, c->in[0], c->in[1], *out};
 	x->backend->wait(x->stream);
 	x->ticket[i] = comm_queue_post(x->options.queue, &job, &rc, e);
 	return rc || n->arg.comm.begins ? rc : comm_queue_wait(x->options.queue, x->ticket[i], e);

@@ -49,6 +49,25 @@ void inspector_free(struct inspector *s)
 	free(s);
 }
 
+/* Elements of an output that mean something: of counted rows those that there are. `sizes` is the node's last
+ * input. */
+static int64_t meant(struct inspector *s, const struct node *n, const struct tensor *sizes,
+                     const struct tensor *out)
+{
+	union op_arg arg = n->arg;
+	struct tensor host = *sizes;
+	int64_t rows;
+	if (!(op_rows[n->op].flags & COUNTED))
+		return tensor_count(out);
+	host.data = mem_array((size_t)tensor_count(sizes), sizeof(int32_t));
+	s->backend->download(s->stream, host.data, sizes->data, (size_t)tensor_bytes(sizes));
+	if (arg.expert.back)
+		arg.expert.pad = 0;
+	expert_rows(&arg, &host, arg.expert.count, &rows);
+	free(host.data);
+	return rows * tensor_row(out);
+}
+
 /* The tensor's elements as f32 in s->row; 0 elements for integers. */
 static int64_t fetch(struct inspector *s, const struct tensor *t)
 {
@@ -83,7 +102,7 @@ static void trace(struct inspector *s, size_t i, const struct tensor *out, doubl
 {
 	const struct node *n = &s->p->node[i];
 	double sum = 0, most = 0;
-	int64_t count = op_rows[n->op].n_out ? fetch(s, &out[0]) : 0;
+	int64_t count = op_rows[n->op].n_out && !(op_rows[n->op].flags & COUNTED) ? fetch(s, &out[0]) : 0;
 	for (int64_t k = 0; k < count; k++) {
 		sum += (double)s->row[k] * s->row[k];
 		most = fabs(s->row[k]) > most ? fabs(s->row[k]) : most;
@@ -93,10 +112,11 @@ static void trace(struct inspector *s, size_t i, const struct tensor *out, doubl
 	        1e3 * seconds, count ? sqrt(sum / (double)count) : 0, most, base_name(n->where));
 }
 
-/* A share of the vocabulary without a token that counts has the logarithm of nothing. */
+/* A share of the vocabulary without a token that counts, or of the keys that a query does not see, has the
+ * logarithm of nothing. */
 static bool is_fine(const struct node *n, double x)
 {
-	return isfinite(x) || (n->op == OP_logit_stats && x == -INFINITY);
+	return isfinite(x) || ((n->op == OP_logit_stats || n->op == OP_attention_part) && x == -INFINITY);
 }
 
 /* Element j, from the tensor itself where f32 does not hold it. */
@@ -108,11 +128,13 @@ static double seen(struct inspector *s, const struct tensor *t, int64_t j)
 	return x;
 }
 
-static int hunt(struct inspector *s, size_t i, const struct tensor *out, struct err *e)
+static int hunt(struct inspector *s, size_t i, const struct tensor *in, const struct tensor *out,
+                struct err *e)
 {
 	const struct node *n = &s->p->node[i];
 	for (int k = 0; k < op_rows[n->op].n_out; k++) {
-		int64_t count = fetch(s, &out[k]);
+		int64_t most = meant(s, n, &in[op_rows[n->op].n_in - 1], &out[k]), count = fetch(s, &out[k]);
+		count = most < count ? most : count;
 		for (int64_t j = 0; j < count; j++)
 			if (!is_fine(n, seen(s, &out[k], j)))
 				return err_set(
@@ -149,10 +171,11 @@ static double element(const struct tensor *t, int64_t i)
 }
 
 static int differs(struct inspector *s, size_t i, const struct tensor *fast, const struct tensor *slow,
-                   struct err *e)
+                   int64_t most, struct err *e)
 {
 	const struct node *n = &s->p->node[i];
 	int64_t count = fetch(s, fast), worst = 0;
+	count = most < count ? most : count;
 	double scale = 1e-30, gap = 0;
 	for (int64_t j = 0; j < count && isfinite(gap); j++) {
 		double a = s->row[j], b = element(slow, j);
@@ -183,7 +206,10 @@ static int compare(struct inspector *s, size_t i, const struct tensor *all, stru
 	bool updates = op_rows[n->op].flags & UPDATES;
 	for (int k = 0; !rc && k < OP_MAX_IN + OP_MAX_OUT; k++)
 		if (all[k].data && (k >= OP_MAX_IN || updates))
-			rc = differs(s, i, &all[k], &copy[k], e);
+			rc = differs(s, i, &all[k], &copy[k],
+			             k < OP_MAX_IN ? tensor_count(&all[k])
+			                           : meant(s, n, &all[op_rows[n->op].n_in - 1], &all[k]),
+			             e);
 	return rc;
 }
 
@@ -204,7 +230,7 @@ int inspector_run(struct inspector *s, kernel_fn *kernel, size_t i, struct tenso
 	if (!rc && s->options->trace)
 		trace(s, i, out, spent);
 	if (!rc && s->options->nan_hunt)
-		rc = hunt(s, i, out, e);
+		rc = hunt(s, i, in, out, e);
 	if (!rc && s->options->reference)
 		rc = compare(s, i, all, copy, e);
 	return rc;

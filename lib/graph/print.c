@@ -43,7 +43,7 @@ static void print_value(const struct prog *p, int32_t id, struct buf *out)
 		buf_printf(out, "%s%d", k ? "," : "", v->dim[k]);
 	buf_printf(out, "]@%s+%lld", region_names[v->region], (long long)v->offset_bytes);
 	for (int a = 0; a < AXIS_COUNT; a++)
-		if (p->axis_size[a] > 1)
+		if (p->axis_size[a] > 1 && prog_lies_along(v, a))
 			buf_printf(out, " %s:%s", mesh_axis_name((enum mesh_axis)a),
 			           place_names[v->place[a]]);
 }

@@ -47,6 +47,7 @@ int32_t prog_view(struct prog *p, const char *name, int32_t of, int64_t first, i
 	ASSERT(first >= 0 && first + count <= value_count(&parent));
 	struct value *v = part_of(p, name, of, (enum region)parent.region, (enum dtype)parent.dtype, count);
 	v->at_bytes = first * dtype_rows[parent.dtype].bytes;
+	v->grid = parent.grid;
 	memcpy(v->place, parent.place, sizeof v->place);
 	return (int32_t)(v - p->value);
 }
@@ -69,7 +70,8 @@ int32_t prog_pack(struct prog *p, const char *name, const int32_t *member, size_
 		v->at_bytes = end * size;
 		end += round_up(value_count(v), align);
 	}
-	part_of(p, name, NONE, (enum region)first.region, (enum dtype)first.dtype, round_up(end, multiple));
+	part_of(p, name, NONE, (enum region)first.region, (enum dtype)first.dtype, round_up(end, multiple))
+	        ->grid = first.grid;
 	return pack;
 }
 
@@ -107,6 +109,7 @@ int32_t prog_value(struct prog *p, const char *name, enum region region, enum dt
 	                    .want_grad = region == R_PARAM,
 	                    .weight = region == R_PARAM,
 	                    .sums = region == R_STAT,
+	                    .grid = GRID_DENSE,
 	                    .def = NONE,
 	                    .last = NONE,
 	                    .grad = NONE,
@@ -119,8 +122,24 @@ int32_t prog_value(struct prog *p, const char *name, enum region region, enum dt
 
 void prog_place(struct prog *p, int32_t value, enum mesh_axis axis, enum place place)
 {
+	struct value *v = &p->value[value];
+	v->grid = AXES_EXPERT & ~AXES_DENSE & 1u << axis ? GRID_EXPERT : GRID_DENSE;
 	if (p->axis_size[axis] > 1)
-		p->value[value].place[axis] = (uint8_t)place;
+		v->place[axis] = (uint8_t)place;
+}
+
+bool prog_lies_along(const struct value *v, int axis)
+{
+	uint32_t axes = v->grid == GRID_EXPERT ? AXES_EXPERT : AXES_DENSE;
+	return axis != AXIS_pp && axes >> axis & 1;
+}
+
+bool prog_is_everywhere(const struct prog *p, const struct value *v)
+{
+	bool all = true;
+	for (int a = 0; a < AXIS_COUNT; a++)
+		all &= !prog_lies_along(v, a) || p->axis_size[a] == 1 || v->place[a] == PLACE_REPLICATED;
+	return all;
 }
 
 void prog_refuse(struct prog *p, const struct node *n, const char *why)
@@ -132,14 +151,91 @@ void prog_refuse(struct prog *p, const struct node *n, const char *why)
 	        slash ? slash + 1 : n->where, why);
 }
 
-/* Runs both rules; on a node whose outputs exist they become checks. */
+/* The value whose grid decides: the first input, or what is written where nothing is read. */
+static const struct value *leader(const struct prog *p, const struct node *n)
+{
+	return &p->value[op_rows[n->op].n_in ? n->in[0] : n->out[0]];
+}
+
+/* What the other grid shares out means nothing in this one. */
+static const char *check_grids(const struct prog *p, const struct node *n)
+{
+	for (int k = 1; k < op_rows[n->op].n_in; k++)
+		if (n->in[k] != NONE && p->value[n->in[k]].grid != leader(p, n)->grid &&
+		    !prog_is_everywhere(p, &p->value[n->in[k]]))
+			return "operands of two grids: a regrid is missing";
+	return NULL;
+}
+
+/* A collective among the ranks of the other grid would mean nothing to the placement in this one. */
+static const char *check_ranks(const struct prog *p, const struct node *n)
+{
+	for (int a = 0; a < AXIS_COUNT && op_rows[n->op].flags & COMM; a++)
+		if (n->arg.comm.axes >> a & 1 && a != AXIS_pp && p->axis_size[a] > 1 &&
+		    !prog_lies_along(leader(p, n), a))
+			return "it goes over ranks of the other grid";
+	return NULL;
+}
+
+/* A part of attention, before the keys of all ranks were seen. A pass that puts nodes to new places may not
+ * have said yet where values come from. */
+static bool is_unfinished(const struct prog *p, int32_t v)
+{
+	int32_t def = v == NONE ? NONE : p->value[v].def;
+	if (def < 0 || (size_t)def >= p->n_node)
+		return false;
+	const struct node *from = &p->node[def];
+	return from->op == OP_attention_part && (from->out[0] == v || from->out[1] == v) &&
+	       from->arg.attention.covered < from->arg.attention.rows.ranks;
+}
+
+/* It is no summand of anything: the next part alone knows what to do with it. */
+static const char *check_parts(const struct prog *p, const struct node *n)
+{
+	for (int k = 0; k < op_rows[n->op].n_in && n->op != OP_attention_part; k++)
+		if (is_unfinished(p, n->in[k]))
+			return "attention of which the keys of some ranks are still missing";
+	return NULL;
+}
+
+/* A sum that is there already may be of the other grid where that makes no difference: every rank adds what
+ * is its own, or all add the same. */
+static const char *check_sum(const struct prog *p, const struct node *n, int k)
+{
+	int ranks = 0, count[PLACE_COUNT] = {0};
+	for (int a = 0; a < AXIS_COUNT; a++)
+		if (a != AXIS_pp && p->axis_size[a] > 1) {
+			ranks++;
+			count[OUT(k)->place[a]]++;
+		}
+	return count[PLACE_REPLICATED] == ranks || count[PLACE_PARTIAL] == ranks
+	               ? NULL
+	               : "the sum is of the other grid";
+}
+
+/* Runs both rules; on a node whose outputs exist they become checks. An output that is new joins the grid of
+ * the inputs, but for regrid's, which has placed it. */
 static const char *apply_rules(struct prog *p, struct node *n)
 {
+	bool fresh[OP_MAX_OUT];
+	for (int k = 0; k < op_rows[n->op].n_out; k++)
+		fresh[k] = n->out[k] == NONE;
 	const char *why = rules[n->op]->shape(p, n);
-	/* A value of a pipeline is on one stage alone, so it has no placement along that axis. */
+	if (!why)
+		why = check_grids(p, n);
+	if (!why)
+		why = check_ranks(p, n);
+	if (!why)
+		why = check_parts(p, n);
+	for (int k = 0; !why && k < op_rows[n->op].n_out; k++)
+		if (fresh[k] && n->op != OP_regrid)
+			p->value[n->out[k]].grid = leader(p, n)->grid;
 	for (int a = 0; !why && a < AXIS_COUNT; a++)
-		if (p->axis_size[a] > 1 && a != AXIS_pp)
+		if (p->axis_size[a] > 1 && prog_lies_along(leader(p, n), a))
 			why = rules[n->op]->place(p, n, a);
+	for (int k = 0; !why && k < op_rows[n->op].n_out; k++)
+		if (!fresh[k] && n->op != OP_regrid && OUT(k)->grid != leader(p, n)->grid)
+			why = check_sum(p, n, k);
 	return why;
 }
 

@@ -62,7 +62,7 @@ enum { NONE = -1 }; /* no value: an absent optional input */
 enum { PROG_MAX_CHUNKS = 64, PROG_ALIGN_BYTES = 64 };
 
 /* What part of a layer a node belongs to: recomputation is chosen by it. */
-#define BLOCKS(X) X(NONE, "") X(ATTENTION, "attention") X(MLP, "mlp")
+#define BLOCKS(X) X(NONE, "") X(ATTENTION, "attention") X(MLP, "mlp") X(EXPERTS, "moe")
 enum block {
 #define BLOCK_ROW(name, word) BLOCK_##name,
 	BLOCKS(BLOCK_ROW)
@@ -76,6 +76,7 @@ struct value { /* one tensor, written by one node; accumulators in GRAD and STAT
 	uint8_t sums;   /* an accumulator: each writer but the first adds */
 	uint8_t weight; /* a parameter, or a copy that was gathered */
 	uint8_t given;  /* filled from outside although its region is not: what another stage sent */
+	uint8_t grid;   /* enum mesh_grid: the axes that `place` speaks of; on the others it says nothing */
 	uint8_t place[AXIS_COUNT];
 	int32_t def, last;    /* first writer and last reader, node indices; NONE = outside */
 	int32_t grad;         /* the value that holds the adjoint, or NONE */
@@ -144,7 +145,8 @@ int32_t prog_pack(struct prog *p, const char *name, const int32_t *member, size_
                   int64_t multiple);
 /* Elements [first, first + count) of a value, as a flat value. */
 int32_t prog_view(struct prog *p, const char *name, int32_t of, int64_t first, int64_t count);
-/* Says how an outside value lies along an axis. Axes of one rank are always REPLICATED. */
+/* Says how an outside value lies along an axis, which moves it to the axis' grid (GRID_DENSE until then).
+ * Axes of one rank are always REPLICATED. */
 void prog_place(struct prog *p, int32_t value, enum mesh_axis axis, enum place place);
 int32_t prog_emit(struct prog *p, enum op op, const union op_arg *arg, const char *where, const int32_t *in,
                   size_t n_in, const int32_t *out);
@@ -156,6 +158,10 @@ static inline int64_t prog_aligned(int64_t bytes)
 {
 	return (bytes + PROG_ALIGN_BYTES - 1) / PROG_ALIGN_BYTES * PROG_ALIGN_BYTES;
 }
+/* Does `place` speak of the axis? Nothing is placed along pp: a value is on one stage alone. */
+bool prog_lies_along(const struct value *v, int axis);
+/* Replicated along all axes of its grid, so the same in the other grid too. */
+bool prog_is_everywhere(const struct prog *p, const struct value *v);
 int64_t value_bytes(const struct value *v);
 int64_t value_count(const struct value *v);
 /* Recomputes def and last of every value after nodes were moved. */
@@ -183,6 +189,7 @@ int prog_fuse(struct prog *p);
 	X(NORM, "layernorm", "norms, dropout, biases")                                           \
 	X(ACTIVATION, "activation", "activations of the feed-forward block")                     \
 	X(MLP, "mlp", "the feed-forward block")                                                  \
+	X(EXPERTS, "moe", "the mixture-of-experts block, its exchanges between ranks too")       \
 	X(LAYERS, "layers", "whole layers")
 enum repeat {
 #define REPEAT_ROW(name, word, doc) REPEAT_##name,
@@ -193,8 +200,8 @@ enum repeat {
 int prog_recompute(struct prog *p, uint32_t repeats /* bit set of enum repeat */, int32_t layers);
 /* Moves the nodes of BWD that give nothing but weight gradients to WGRAD (Qi et al. 2023). */
 int prog_split_backward(struct prog *p);
-/* Lets the collectives of these segments (a bit set) run beside what follows, each waited for where its
- * result is needed first; in BWD weight gradients are put there. */
+/* Lets the collectives of these segments (a bit set), and those with arg.comm.begins, run beside what
+ * follows, each waited for where its result is needed first; in BWD weight gradients are put there. */
 int prog_overlap(struct prog *p, uint32_t segments);
 /* Decides what is saved, what shares memory, and every offset; fills p->bytes. */
 int prog_plan(struct prog *p);

@@ -16,27 +16,35 @@ struct again {
 	int32_t first_layer[PROG_MAX_CHUNKS];
 };
 
-#define BIT(name) (UINT64_C(1) << OP_##name)
-static_assert(OP_COUNT <= 64, "sets of operations are bit sets");
+__extension__ typedef unsigned __int128 op_set;
+static_assert(OP_COUNT <= 128, "sets of operations are bit sets");
+#define SET_ONE ((op_set)1)
+#define BIT(name) (SET_ONE << OP_##name)
 
 /* Which nodes each choice takes: by operation, by block, or all of a layer. */
 static const struct {
-	uint64_t ops;
+	op_set ops;
 	enum block block;
 	bool whole_layers;
 } choices[REPEAT_COUNT] = {
-        [REPEAT_GATHERS] = {BIT(all_gather), BLOCK_NONE, false},
-        [REPEAT_CORE] = {BIT(attention) | BIT(rope) | BIT(qk_norm), BLOCK_NONE, false},
+        [REPEAT_GATHERS] = {BIT(all_gather) | BIT(shift), BLOCK_NONE, false},
+        [REPEAT_CORE] = {BIT(attention) | BIT(attention_part) | BIT(rope) | BIT(qk_norm) | BIT(mla_pack) |
+                                 BIT(split_columns) | BIT(split_heads),
+                         BLOCK_NONE, false},
         [REPEAT_NORM] = {BIT(layernorm) | BIT(rmsnorm) | BIT(dropout) | BIT(bias_add) | BIT(fan_out),
                          BLOCK_NONE, false},
-        [REPEAT_ACTIVATION] = {BIT(activation) | BIT(glu), BLOCK_NONE, false},
+        [REPEAT_ACTIVATION] = {BIT(activation) | BIT(glu) | BIT(expert_activation) | BIT(cast), BLOCK_NONE,
+                               false},
         [REPEAT_MLP] = {0, BLOCK_MLP, false},
-        [REPEAT_LAYERS] = {~UINT64_C(0), BLOCK_NONE, true},
+        [REPEAT_EXPERTS] = {0, BLOCK_EXPERTS, false},
+        [REPEAT_LAYERS] = {~(op_set)0, BLOCK_NONE, true},
 };
 
 static bool is_chosen(const struct again *a, const struct node *n, uint32_t repeats, int32_t layers)
 {
-	if (op_rows[n->op].flags & UPDATES)
+	/* A sum of the step has gone on since. */
+	bool reads_sums = n->in[0] != NONE && a->p->value[n->in[0]].region == R_STAT;
+	if (op_rows[n->op].flags & UPDATES || reads_sums)
 		return false;
 	for (int r = 0; r < REPEAT_COUNT; r++) {
 		bool here = n->layer >= 0 && (layers < 0 || n->layer < a->first_layer[n->chunk] + layers);
@@ -111,6 +119,7 @@ static int32_t compute_again(struct again *a, int32_t v)
 	for (int k = 0; k < op_rows[n.op].n_out; k++) {
 		struct value copy = a->p->value[n.out[k]];
 		int32_t w = prog_value(a->p, copy.name, R_TEMP, copy.dtype, copy.nd, copy.dim);
+		a->p->value[w].grid = copy.grid;
 		memcpy(a->p->value[w].place, copy.place, sizeof copy.place);
 		a->twin[n.out[k]] = w;
 		n.out[k] = w;

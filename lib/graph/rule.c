@@ -70,6 +70,7 @@ int32_t grad_accumulator(struct prog *p, int32_t parameter)
 	if (p->value[parameter].grad == NONE) {
 		struct value like = p->value[parameter];
 		int32_t g = prog_value(p, like.name, R_GRAD, DT_f32, like.nd, like.dim);
+		p->value[g].grid = like.grid;
 		p->value[g].sums = 1;
 		p->value[parameter].grad = g;
 	}

@@ -8,8 +8,8 @@
 struct rule {
 	/* Checks input shapes and sets the outputs' with rule_out; NULL or why not. */
 	const char *(*shape)(struct prog *p, struct node *n);
-	/* The same for the placement along one axis with rule_place; called for axes of more than one rank.
-	 */
+	/* The same for the placement along one axis with rule_place; called for axes of more than one rank in
+	 * the grid of the first input. Inputs of the other grid are the same everywhere. */
 	const char *(*place)(struct prog *p, struct node *n, int axis);
 	/* Appends the adjoint nodes of node i; NULL where an operation has no gradient. */
 	void (*grad)(struct prog *p, struct node n);
@@ -32,7 +32,8 @@ const char *rule_out_vector(struct prog *p, struct node *n, int k, enum dtype dt
 const char *rule_place(struct prog *p, struct node *n, int k, int axis, enum place place);
 static inline enum place rule_at(const struct prog *p, int32_t value, int axis)
 {
-	return (enum place)p->value[value].place[axis];
+	const struct value *v = &p->value[value];
+	return prog_lies_along(v, axis) ? (enum place)v->place[axis] : PLACE_REPLICATED;
 }
 bool rule_is_vector(const struct prog *p, int32_t value, int32_t length);
 bool rule_same_shape(const struct prog *p, int32_t a, int32_t b);

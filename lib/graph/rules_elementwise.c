@@ -138,7 +138,9 @@ const struct rule rule_glu_bwd = {shape_glu_bwd, place_elementwise, NULL, cost_a
 
 static const char *shape_dropout(struct prog *p, struct node *n)
 {
-	int64_t length = n->arg.dropout.seq_length, end = n->arg.dropout.first_row + (int64_t)IN(0)->dim[0];
+	int64_t ranks = n->arg.dropout.rows.ranks > 1 ? n->arg.dropout.rows.ranks : 1;
+	int64_t length = n->arg.dropout.seq_length / ranks;
+	int64_t end = n->arg.dropout.first_row + (int64_t)IN(0)->dim[0];
 	if (n->in[1] == NONE || IN(1)->dtype != DT_i64 || length < 1 || end > IN(1)->dim[0] * length)
 		return "needs one i64 key a sample";
 	return shape_same(p, n);
@@ -164,3 +166,47 @@ static void grad_dropout(struct prog *p, struct node n)
 }
 
 const struct rule rule_dropout = {shape_dropout, place_dropout, grad_dropout, cost_activation};
+
+/* row_gate */
+
+static const char *shape_row_gate(struct prog *p, struct node *n)
+{
+	if (IN(0)->nd != 2 || !rule_is_vector(p, n->in[1], IN(0)->dim[0]) || IN(1)->dtype != IN(0)->dtype)
+		return "needs one gate a row";
+	return shape_same(p, n);
+}
+
+static const char *place_row_gate(struct prog *p, struct node *n, int axis)
+{
+	enum place rows = rule_at(p, n->in[0], axis);
+	if (rows != PLACE_REPLICATED && rows != PLACE_SHARD0)
+		return "it needs whole rows";
+	for (int k = 1; k < op_rows[n->op].n_in; k++)
+		if (rule_at(p, n->in[k], axis) != rows)
+			return "operands are placed differently";
+	const char *why = NULL;
+	for (int k = 0; !why && k < op_rows[n->op].n_out; k++)
+		why = rule_place(p, n, k, axis, rows);
+	return why;
+}
+
+static void grad_row_gate(struct prog *p, struct node n)
+{
+	int32_t dx = EMIT(p, row_gate_bwd, NO_ARG, grad_of(p, n.out[0]), n.in[0], n.in[1]);
+	int32_t dg = prog_out(p, 1);
+	grad_add(p, n.in[0], dx);
+	grad_add(p, n.in[1], dg);
+}
+
+const struct rule rule_row_gate = {shape_row_gate, place_row_gate, grad_row_gate, cost_light};
+
+static const char *shape_row_gate_bwd(struct prog *p, struct node *n)
+{
+	if (n->in[1] == NONE || !rule_same_shape(p, n->in[0], n->in[1]) ||
+	    !rule_is_vector(p, n->in[2], IN(0)->dim[0]))
+		return "dy, x and the gates do not fit";
+	const char *why = shape_same(p, n);
+	return why ? why : rule_out_like(p, n, 1, n->in[2]);
+}
+
+const struct rule rule_row_gate_bwd = {shape_row_gate_bwd, place_row_gate, NULL, cost_light};

@@ -142,11 +142,22 @@ static struct cost cost_cast(const struct prog *p, const struct node *n)
 	return cost_elementwise(p, n, 0);
 }
 
-const struct rule rule_cast = {shape_cast, place_linear_elementwise, NULL, cost_cast};
+static void grad_cast(struct prog *p, struct node n)
+{
+	enum dtype back = (enum dtype)p->value[n.in[0]].dtype;
+	grad_add(p, n.in[0], EMIT(p, cast, ARG(.cast = {back}), grad_of(p, n.out[0])));
+}
 
+const struct rule rule_cast = {shape_cast, place_linear_elementwise, grad_cast, cost_cast};
+
+/* A sum that is there already may be a view, which is flat. */
 static const char *shape_accumulate(struct prog *p, struct node *n)
 {
-	return rule_out_like(p, n, 0, n->in[0]);
+	if (n->out[0] == NONE)
+		return rule_out_like(p, n, 0, n->in[0]);
+	return value_count(OUT(0)) == value_count(IN(0)) && OUT(0)->dtype == IN(0)->dtype
+	               ? NULL
+	               : "x and the sum are of different sizes or types";
 }
 
 const struct rule rule_accumulate = {shape_accumulate, place_linear_elementwise, NULL, cost_cast};

@@ -1,9 +1,11 @@
-/* Hugging Face folders: config.json and safetensors of GPT-2, Llama, Mistral, Qwen2 and Qwen3, as logical
- * parameters of ours and back. One table of rows (HF name, our name, shape, transposed or not) serves both
- * ways.
+/* Hugging Face folders: config.json and safetensors of GPT-2, Llama, Mistral, Mixtral, Qwen2 and Qwen3 (with
+ * experts or without) and DeepSeek-V3, as logical parameters of ours and back. One table of rows (HF name,
+ * our name, shape, transposed or not) serves both ways.
  *
- * Our weights are [out, in]. GPT-2 keeps them [in, out], with query, key and value side by side; the padded
- * rows of the vocabulary exist on our side alone, as zeros. Nothing here is collective. Floor: model. */
+ * Our weights are [out, in]. GPT-2 keeps them [in, out], with query, key and value side by side; experts are
+ * a tensor each, as the hub has them, or, read alone, all experts of a layer in one, as transformers 5 holds
+ * them in memory; the padded rows of the vocabulary exist on our side alone, as zeros. Nothing here is
+ * collective. Floor: model. */
 #ifndef PENTAD_MODEL_HF_H
 #define PENTAD_MODEL_HF_H
 
@@ -17,12 +19,16 @@ struct err;
 struct json;
 
 /* Name in "model_type", class in "architectures". */
-#define HF_FAMILIES(X)                                 \
-	X(HF_GPT2, "gpt2", "GPT2LMHeadModel")          \
-	X(HF_LLAMA, "llama", "LlamaForCausalLM")       \
-	X(HF_MISTRAL, "mistral", "MistralForCausalLM") \
-	X(HF_QWEN2, "qwen2", "Qwen2ForCausalLM")       \
-	X(HF_QWEN3, "qwen3", "Qwen3ForCausalLM")
+#define HF_FAMILIES(X)                                      \
+	X(HF_GPT2, "gpt2", "GPT2LMHeadModel")               \
+	X(HF_LLAMA, "llama", "LlamaForCausalLM")            \
+	X(HF_MISTRAL, "mistral", "MistralForCausalLM")      \
+	X(HF_QWEN2, "qwen2", "Qwen2ForCausalLM")            \
+	X(HF_QWEN3, "qwen3", "Qwen3ForCausalLM")            \
+	X(HF_MIXTRAL, "mixtral", "MixtralForCausalLM")      \
+	X(HF_QWEN2_MOE, "qwen2_moe", "Qwen2MoeForCausalLM") \
+	X(HF_QWEN3_MOE, "qwen3_moe", "Qwen3MoeForCausalLM") \
+	X(HF_DEEPSEEK_V3, "deepseek_v3", "DeepseekV3ForCausalLM")
 enum hf_family {
 #define HF_FAMILY_ROW(id, type, class) id,
 	HF_FAMILIES(HF_FAMILY_ROW)
@@ -40,6 +46,7 @@ struct hf_part {
 	int nd;
 	int64_t shape[2];    /* ours; the vocabulary padded */
 	int64_t hf_shape[2]; /* of the whole HF tensor */
+	int64_t hf_blocks;   /* 0, or it is [hf_blocks, hf_shape[0] / hf_blocks, hf_shape[1]] */
 	int64_t rows, first_row;
 	bool transposed;
 };
@@ -51,17 +58,22 @@ struct hf_plan {
 	size_t n, cap;
 };
 int64_t hf_padded_vocab(const struct model_config *c);
-/* *plan is zero but for its arena. parts is the caller's to free(). */
-void hf_plan_make(struct hf_plan *plan, const struct model_config *c, enum hf_family family);
+/* *plan is zero but for its arena. parts is the caller's to free(), whatever is returned. `fused`: all
+ * experts of a layer lie in one tensor. EXIT_BAD_DATA: more parts than any model has, or moe_layer_freq
+ * cannot be read. */
+int hf_plan_make(struct hf_plan *plan, const struct model_config *c, enum hf_family family, bool fused,
+                 struct err *e);
 
 /* config.json -> the group `model`; every value is range-checked against model/config.def. `name` is what
- * messages call it. EXIT_BAD_DATA: no such family, a feature that is not built, a value out of range. */
-int hf_config_read(const struct json *config, const char *name, struct model_config *out,
+ * messages call it. Strings of *out live in *keep. EXIT_BAD_DATA: no such family, a feature that is not
+ * built, a value out of range. */
+int hf_config_read(const struct json *config, const char *name, struct arena *keep, struct model_config *out,
                    enum hf_family *family, struct err *e);
-/* The group `model` as an object of JSON, as train stores it in a checkpoint's meta data, and back.
- * EXIT_BAD_DATA. */
+/* The group `model` as an object of JSON, as train stores it in a checkpoint's meta data, and back; strings
+ * as above. EXIT_BAD_DATA. */
 void hf_model_put_json(const struct model_config *c, struct buf *b);
-int hf_model_read_json(const struct json *model, const char *name, struct model_config *out, struct err *e);
+int hf_model_read_json(const struct json *model, const char *name, struct arena *keep,
+                       struct model_config *out, struct err *e);
 /* The same as lines of YAML below "model:". */
 void hf_model_put_yaml(const struct model_config *c, struct buf *b);
 /* Whether a family can express the model; `why_not` is set where it cannot. */

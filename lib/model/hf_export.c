@@ -33,10 +33,10 @@ struct export
 static int choose_family(struct export *x)
 {
 	const char *was = json_get_string(json_get(ckpt_meta(x->ckpt), "hf"), "model_type", "");
-	static const enum hf_family order[HF_FAMILY_COUNT] = {HF_LLAMA, HF_QWEN2, HF_QWEN3, HF_MISTRAL,
-	                                                      HF_GPT2};
+	static const enum hf_family order[HF_FAMILY_COUNT] = {HF_LLAMA,     HF_QWEN2,       HF_QWEN3,
+	                                                      HF_MISTRAL,   HF_MIXTRAL,     HF_QWEN3_MOE,
+	                                                      HF_QWEN2_MOE, HF_DEEPSEEK_V3, HF_GPT2};
 	const char *why = "";
-	bool learned = x->model.position_embedding_type == MODEL_POSITION_LEARNED_ABSOLUTE;
 	for (int f = 0; f < HF_FAMILY_COUNT; f++)
 		if (!strcmp(was, hf_family_name((enum hf_family)f)) &&
 		    hf_family_fits((enum hf_family)f, &x->model, &why)) {
@@ -48,8 +48,12 @@ static int choose_family(struct export *x)
 			x->family = order[i];
 			return 0;
 		}
-	enum hf_family nearest = learned ? HF_GPT2 : HF_LLAMA;
-	hf_family_fits(nearest, &x->model, &why);
+	const struct model_config *m = &x->model;
+	enum hf_family nearest = m->multi_latent_attention           ? HF_DEEPSEEK_V3
+	                         : m->num_experts != OPTION_NULL_INT ? HF_MIXTRAL
+	                         : m->position_embedding_type == MODEL_POSITION_LEARNED_ABSOLUTE ? HF_GPT2
+	                                                                                         : HF_LLAMA;
+	hf_family_fits(nearest, m, &why);
 	return err_set(x->e, EXIT_BAD_DATA,
 	               "%s: no Hugging Face model is built like this one; the nearest, %s, needs %s",
 	               ckpt_path(x->ckpt), hf_family_name(nearest), why);
@@ -196,13 +200,13 @@ int hf_export(struct ckpt *c, const char *dir, size_t max_shard_bytes, struct er
 {
 	struct export x = {.ckpt = c, .dir = dir, .e = e};
 	x.plan.arena = &x.arena;
-	int rc = hf_model_read_json(json_get(ckpt_meta(c), "model"), ckpt_path(c), &x.model, e);
+	int rc = hf_model_read_json(json_get(ckpt_meta(c), "model"), ckpt_path(c), &x.arena, &x.model, e);
 	if (!rc)
 		rc = choose_family(&x);
-	if (!rc) {
-		hf_plan_make(&x.plan, &x.model, x.family);
+	if (!rc)
+		rc = hf_plan_make(&x.plan, &x.model, x.family, false, e);
+	if (!rc)
 		rc = plan_tensors(&x);
-	}
 	if (!rc)
 		rc = refuse_more(&x);
 	if (!rc)

@@ -1,6 +1,7 @@
 /* A Hugging Face folder as a source of logical parameters. */
 #include "base/err.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "base/mem.h"
 #include "base/sys.h"
 #include "model/hf.h"
@@ -101,7 +102,7 @@ static int read_config(struct hf *h, struct err *e)
 	if (!rc)
 		rc = json_parse(&h->arena, path, text, bytes, &h->config, e);
 	if (!rc)
-		rc = hf_config_read(h->config, path, &h->model, &h->family, e);
+		rc = hf_config_read(h->config, path, &h->arena, &h->model, &h->family, e);
 	free(text);
 	return rc;
 }
@@ -125,16 +126,30 @@ static void put_shape(char *out, size_t cap, int nd, const int64_t *shape)
 		snprintf(out, cap, "scalar");
 }
 
+/* The shape that a part's tensor has in the file; the number of dimensions is returned. */
+static int file_shape(const struct hf_part *p, int64_t shape[static 3])
+{
+	int n = 0;
+	if (p->hf_blocks)
+		shape[n++] = p->hf_blocks;
+	shape[n++] = p->hf_blocks ? p->hf_shape[0] / p->hf_blocks : p->hf_shape[0];
+	if (p->nd > 1)
+		shape[n++] = p->hf_shape[1];
+	return n;
+}
+
 static int bind_part(struct hf *h, size_t i, struct err *e)
 {
 	const struct hf_part *p = &h->plan.parts[i];
 	const struct st_tensor *t = find_tensor(h, p->hf_name);
+	int64_t shape[3];
+	int nd = file_shape(p, shape);
 	if (!t)
 		return err_set(e, EXIT_BAD_DATA, "%s: tensor %s is missing", h->dir, p->hf_name);
-	if (t->nd != p->nd || t->shape[0] != p->hf_shape[0] || (p->nd > 1 && t->shape[1] != p->hf_shape[1])) {
+	if (t->nd != nd || memcmp(t->shape, shape, (size_t)nd * sizeof *shape)) {
 		char got[200], want[80];
 		put_shape(got, sizeof got, t->nd, t->shape);
-		put_shape(want, sizeof want, p->nd, p->hf_shape);
+		put_shape(want, sizeof want, nd, shape);
 		return err_set(e, EXIT_BAD_DATA, "%s: tensor %s has shape [%s]; config.json makes it [%s]",
 		               h->dir, t->name, got, want);
 	}
@@ -160,6 +175,20 @@ static bool is_ignored(const struct hf *h, const char *name)
 	return !strcmp(name, "lm_head.weight") && !h->model.untie_embeddings_and_output_weights;
 }
 
+/* Layers behind the last that predict further tokens (DeepSeek-AI 2024): they can be left out. */
+static bool is_further_layer(const struct hf *h, const char *name)
+{
+	static const char prefix[] = "model.layers.";
+	int64_t more = json_get_integer(h->config, "num_nextn_predict_layers", 0);
+	const char *number = name + sizeof prefix - 1;
+	if (more < 1 || strncmp(name, prefix, sizeof prefix - 1) || strspn(number, "0123456789") > 9)
+		return false;
+	char *end;
+	long layer = strtol(number, &end, 10);
+	return end != number && *end == '.' && layer >= h->model.num_layers &&
+	       layer - h->model.num_layers < more;
+}
+
 static int compare_pointers(const void *a, const void *b)
 {
 	const struct st_tensor *x = *(const struct st_tensor *const *)a,
@@ -170,19 +199,28 @@ static int compare_pointers(const void *a, const void *b)
 /* A tensor that nothing reads means that the model is another one than we think. */
 static int refuse_unknown(const struct hf *h, struct err *e)
 {
-	size_t n = h->plan.n;
+	size_t n = h->plan.n, further = 0;
 	const struct st_tensor **known = mem_array(n, sizeof *known);
 	int rc = 0;
 	memcpy(known, h->tensors, n * sizeof *known);
 	qsort(known, n, sizeof *known, compare_pointers);
 	for (size_t i = 0; i < st_count(h->file) && !rc; i++) {
 		const struct st_tensor *t = st_get(h->file, i);
-		if (!bsearch(&t, known, n, sizeof *known, compare_pointers) && !is_ignored(h, t->name))
+		if (bsearch(&t, known, n, sizeof *known, compare_pointers) || is_ignored(h, t->name))
+			continue;
+		if (is_further_layer(h, t->name))
+			further++;
+		else
 			rc = err_set(e, EXIT_BAD_DATA,
 			             "%s: tensor %.200s belongs to no part of a %s model as config.json "
 			             "describes it",
 			             h->dir, t->name, hf_family_name(h->family));
 	}
+	if (!rc && further)
+		log_warn("%s: %zu tensors of layers that predict further tokens (num_nextn_predict_layers) "
+		         "are "
+		         "left out",
+		         h->dir, further);
 	free(known);
 	return rc;
 }
@@ -193,10 +231,28 @@ static int compare_by_name(const void *a, const void *b, void *parts)
 	return strcmp(p[*(const size_t *)a].name, p[*(const size_t *)b].name);
 }
 
+/* transformers 5 may write all experts of a layer as one tensor; the first layer that has any tells. */
+static bool has_fused_experts(const struct hf *h)
+{
+	char name[80];
+	struct err ignored = {0};
+	int64_t n = h->model.num_layers, i = 0;
+	bool *moe = mem_array((size_t)n, sizeof *moe);
+	if (model_moe_layers(&h->model, moe, &ignored))
+		i = n;
+	while (i < n && !moe[i])
+		i++;
+	free(moe);
+	snprintf(name, sizeof name, "model.layers.%lld.mlp.experts.gate_up_proj", (long long)i);
+	return i < n && find_tensor(h, name);
+}
+
 static int bind(struct hf *h, struct err *e)
 {
+	struct err why = {0};
 	h->plan.arena = &h->arena;
-	hf_plan_make(&h->plan, &h->model, h->family);
+	if (hf_plan_make(&h->plan, &h->model, h->family, has_fused_experts(h), &why))
+		return err_set(e, EXIT_BAD_DATA, "%s/config.json: %s", h->dir, why.text);
 	h->tensors = mem_array(h->plan.n, sizeof *h->tensors);
 	h->by_name = mem_array(h->plan.n, sizeof *h->by_name);
 	for (size_t i = 0; i < h->plan.n; i++) {

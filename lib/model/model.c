@@ -14,6 +14,8 @@ void model_free(struct model *m)
 
 int32_t rope_rotated(const struct model_config *c)
 {
+	if (c->multi_latent_attention)
+		return (int32_t)c->qk_pos_emb_head_dim;
 	return (int32_t)((double)c->kv_channels * c->rotary_percent) / 2 * 2;
 }
 
@@ -30,16 +32,53 @@ static double scale_frequency(const struct model_config *c, double f)
 	return (1 - smooth) * f / c->rope_scaling_factor + smooth * f;
 }
 
+/* YaRN (Peng et al. 2023): pairs of channels that turn more than beta_fast times in the original context keep
+ * their frequency, those that turn less than beta_slow times are slowed by the factor, between them lies a
+ * ramp, over whole pairs as DeepSeek-V3 has it. */
+
+/* The pair, a fraction, that turns so many times. */
+static double turning_pair(const struct model_config *c, int32_t rotated, double turns)
+{
+	double original = (double)c->yarn_original_max_position_embeddings;
+	return rotated * log(original / (turns * 2 * M_PI)) / (2 * log(c->rotary_base));
+}
+
+static double stretch_frequency(const struct model_config *c, int32_t rotated, int32_t pair, double f)
+{
+	double low = fmax(floor(turning_pair(c, rotated, c->yarn_beta_fast)), 0);
+	double high = fmin(ceil(turning_pair(c, rotated, c->yarn_beta_slow)), rotated - 1);
+	double width = high == low ? 0.001 : high - low;
+	double slowed = fmin(fmax((pair - low) / width, 0), 1);
+	return f / c->rotary_scaling_factor * slowed + f * (1 - slowed);
+}
+
+static bool uses_yarn(const struct model_config *c)
+{
+	return c->position_embedding_type == MODEL_POSITION_ROPE && c->rope_type == MODEL_ROPE_YARN;
+}
+
+double model_attention_scale(const struct model_config *c)
+{
+	double m =
+	        c->multi_latent_attention && uses_yarn(c) ? model_yarn_temperature(c, c->mscale_all_dim) : 1;
+	return m * m / sqrt((double)c->kv_channels);
+}
+
 void rope_fill_table(const struct model_config *c, int32_t positions, int32_t rotated, float *table)
 {
 	int32_t half = rotated / 2;
+	bool yarn = uses_yarn(c);
+	double m = yarn ? model_yarn_temperature(c, c->mscale) / model_yarn_temperature(c, c->mscale_all_dim)
+	                : 1;
 	for (int32_t i = 0; i < half; i++) {
 		double f = pow(c->rotary_base, -2.0 * i / rotated);
-		if (c->use_rope_scaling)
+		if (yarn)
+			f = stretch_frequency(c, rotated, i, f);
+		else if (c->use_rope_scaling)
 			f = scale_frequency(c, f);
 		for (int32_t t = 0; t < positions; t++) {
-			table[(int64_t)t * rotated + i] = (float)cos(t * f);
-			table[(int64_t)t * rotated + half + i] = (float)sin(t * f);
+			table[(int64_t)t * rotated + i] = (float)(m * cos(t * f));
+			table[(int64_t)t * rotated + half + i] = (float)(m * sin(t * f));
 		}
 	}
 }
@@ -89,12 +128,41 @@ int64_t model_count_parameters(const struct model_config *c, int64_t padded_voca
 	return n;
 }
 
+/* Multiplications of one token in the projections of one layer's attention. */
+static double projections(const struct model_config *c)
+{
+	double h = (double)c->hidden_size, n = (double)c->num_attention_heads,
+	       g = (double)c->num_query_groups;
+	double d = (double)c->kv_channels, rank = (double)c->kv_lora_rank, q_rank = (double)c->q_lora_rank;
+	double v = (double)c->v_head_dim, rotated = (double)c->qk_pos_emb_head_dim;
+	if (!c->multi_latent_attention)
+		return h * (n + 2 * g) * d + n * d * h;
+	double queries = c->q_lora_rank == OPTION_NULL_INT ? h * n * d : q_rank * (h + n * d + 1);
+	return queries + rank * (h + n * (d - rotated + v) + 1) + h * rotated + n * v * h;
+}
+
+/* The same in the feed-forward blocks of all layers. */
+static double feed_forward(const struct model_config *c)
+{
+	double parts = model_is_gated(c) ? 3 : 2, experts = (double)model_count_moe_layers(c);
+	double dense = (double)c->num_layers - experts, shared = 0, chosen = 0;
+	if (c->num_experts != OPTION_NULL_INT)
+		chosen = (double)c->moe_ffn_hidden_size * (double)c->moe_router_topk;
+	if (c->moe_shared_expert_intermediate_size != OPTION_NULL_INT)
+		shared = (double)c->moe_shared_expert_intermediate_size;
+	return parts * (double)c->hidden_size *
+	       (dense * (double)c->ffn_hidden_size + experts * (chosen + shared));
+}
+
 double model_flops(const struct model_config *c, int64_t padded_vocab_size, double tokens)
 {
-	double h = (double)c->hidden_size, q = (double)(c->num_attention_heads * c->kv_channels);
-	double kv = (double)(c->num_query_groups * c->kv_channels), layers = (double)c->num_layers;
-	double gated = c->activation == MODEL_SWIGLU || c->activation == MODEL_GEGLU ? 3 : 2;
-	double mlp = h * (double)c->ffn_hidden_size * gated, projections = h * (q + 2 * kv) + q * h;
-	double core = 6 * q * (double)c->seq_length; /* 3 passes · 2 products · 2 flop, causal half */
-	return tokens * (6 * (layers * (mlp + projections) + h * (double)padded_vocab_size) + layers * core);
+	double layers = (double)c->num_layers, values = (double)c->kv_channels;
+	if (c->multi_latent_attention)
+		values = (double)c->v_head_dim;
+	double weights = feed_forward(c) + layers * projections(c) +
+	                 (double)c->hidden_size * (double)padded_vocab_size;
+	/* 3 passes · 2 flop · half of the scores and of the sums of values, causal */
+	double core = 3 * (double)c->num_attention_heads * ((double)c->kv_channels + values) *
+	              (double)c->seq_length;
+	return tokens * (6 * weights + layers * core);
 }

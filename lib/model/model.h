@@ -30,8 +30,9 @@ struct param {
 	int32_t first_part, n_parts; /* in model.part */
 	int32_t chunk, layer;        /* layer -1: embedding, final norm, output layer */
 	bool decay;                  /* two or more dimensions */
-	bool cut;                    /* over the tensor-parallel ranks */
-	uint32_t partial; /* mesh axes, data axes apart, along which its gradient comes as partial sums */
+	bool is_buffer;              /* no gradient: it is moved by an operation of its own */
+	uint32_t partial; /* mesh axes, those of rows of the batch apart, along which its gradient comes as
+	                     partial sums */
 	enum tie tie;
 };
 
@@ -53,13 +54,33 @@ enum model_use {
 	MODEL_GENERATE, /* logits of one sequence through key-value caches */
 };
 
+/* How attention gets the keys of other context-parallel ranks. */
+enum model_exchange { EXCHANGE_P2P, EXCHANGE_ALL_GATHER, EXCHANGE_A2A };
+
+/* What the experts' layers add up over a step: f64 each. */
+#define EXPERT_SUMS(X)                                                  \
+	X(LOSS, "balancing losses of the tokens, coefficients applied") \
+	X(Z, "squared logarithms of the routers' partition sums")       \
+	X(ENTROPY, "entropies of the routers' scores, in nats")         \
+	X(DROPPED, "choices dropped since their expert was full")       \
+	X(OVERFLOW, "choices dropped since their expert's rank was full")
+enum expert_sum {
+#define EXPERT_SUM_ROW(name, doc) EXPERT_##name,
+	EXPERT_SUMS(EXPERT_SUM_ROW)
+#undef EXPERT_SUM_ROW
+	        EXPERT_SUM_COUNT
+};
+
 struct model_spec {
 	const struct model_config *config; /* checked; not owned, outlives the model */
 	int64_t padded_vocab_size;
 	enum dtype dtype; /* of weights and activations */
 	enum model_use use;
-	int32_t batch;          /* B: samples of this rank's micro-batch */
-	int32_t rows;           /* T: tokens a sample; under MODEL_GENERATE, rows a call */
+	int32_t batch; /* B: samples of this rank's micro-batch */
+	int32_t rows;  /* T: tokens a sample; under MODEL_GENERATE, rows a call */
+	enum model_exchange exchange;
+	bool resets_positions;  /* at the begin of a document: then positions are of the batch */
+	bool resets_attention;  /* tokens see nothing of other documents */
 	bool sequence_parallel; /* norms, dropout and residuals on the tensor-parallel rank's share of the
 	                           rows */
 	const struct model_chunk *chunk; /* [n_chunk] not owned; NULL: one chunk, the whole model */
@@ -74,9 +95,17 @@ struct model {
 	struct part *part;
 	size_t n_part, cap_part;
 	struct model_edge edge[PROG_MAX_CHUNKS];
-	/* Inputs, NONE where the use or the stage has none: i32 [N], i32 [N], i32 [N], i64 [B], f32 [1];
-	 * row_positions: those of the rank's share of the rows. */
+	/* Inputs, NONE where the use or the stage has none, of the N rows of this rank's share of the
+	 * sequences: i32 [N], i32 [N], i32 [rows], i32 [N], i64 [B], f32 [1]; row_positions: those of the
+	 * rank's share of these under sequence parallelism. */
 	int32_t tokens, positions, row_positions, targets, keys, loss_scale;
+	/* i32 [N]: where each row's document begins in its sample; of all rows of the samples, [B·T], in
+	 * order of their ranks. */
+	int32_t begins, begins_of_all;
+	/* Mixture of experts: f64 [EXPERT_SUM_COUNT] and its elements; i32 [layers,E], choices of each
+	 * expert, and its rows; the bias of each layer's router, NONE where it is on another stage. */
+	int32_t n_expert_layers, expert_sums, expert_sum[EXPERT_SUM_COUNT], expert_load, *expert_load_of,
+	        *expert_bias;
 	/* f64 [1], the sum over targets, accumulated over micro-batches; [N,V]; f32 [N]. */
 	int32_t loss, logits, row_loss;
 	int32_t rope_table; /* CONST f32 [P,R] */
@@ -93,9 +122,13 @@ void part_init(const struct part *part, uint64_t seed, float *out);
 /* Parameters of the whole model, padded rows of the vocabulary among them. Local. */
 int64_t model_count_parameters(const struct model_config *c, int64_t padded_vocab_size);
 /* Floating-point operations of one training step of `tokens` tokens in samples of T, without recomputation:
- * Megatron-LM's num_floating_point_operations for dense models. Local. */
+ * Megatron-LM's num_floating_point_operations. Local. */
 double model_flops(const struct model_config *c, int64_t padded_vocab_size, double tokens);
-/* The table of rotary cosines and sines, [positions, rotated]; f32. Su et al. 2021; scaling: Llama 3.1. */
+/* Factor of the scores before the softmax: 1 / sqrt(head width), times the square of YaRN's temperature under
+ * multi-latent attention (DeepSeek-AI 2024). */
+double model_attention_scale(const struct model_config *c);
+/* The table of rotary cosines and sines, [positions, rotated]; f32. Su et al. 2021; scaling: Llama 3.1, or
+ * YaRN, whose temperature both carry. */
 void rope_fill_table(const struct model_config *c, int32_t positions, int32_t rotated, float *table);
 /* Channels of a head that rotate: even. */
 int32_t rope_rotated(const struct model_config *c);

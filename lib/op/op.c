@@ -29,3 +29,18 @@ int64_t tensor_bytes(const struct tensor *t)
 {
 	return tensor_count(t) * dtype_rows[t->dtype].bytes;
 }
+
+int64_t expert_rows(const union op_arg *arg, const struct tensor *sizes, int32_t i, int64_t *first)
+{
+	const int32_t *size = sizes->data;
+	int32_t ranks = sizes->dim[0], experts = sizes->dim[1];
+	int64_t begin = 0, rows = 0;
+	for (int32_t k = 0; k <= i; k++) {
+		begin += rows;
+		rows = k < arg->expert.count ? arg->expert.pad : 0;
+		for (int32_t r = 0; r < ranks && k < arg->expert.count && !arg->expert.pad; r++)
+			rows += size[r * experts + arg->expert.first + k];
+	}
+	*first = begin;
+	return rows;
+}

@@ -6,6 +6,11 @@
 
 #include "base/option.h"
 
+#define PARALLEL_CHOICES(X)              \
+	X(PARALLEL_GIVEN, "given", NULL) \
+	X(PARALLEL_AUTO, "auto", NULL)
+OPTION_ENUM_DECLARE(parallel_choice, PARALLEL_CHOICES)
+
 #define PARALLEL_CP_COMMS(X)                          \
 	X(PARALLEL_CP_P2P, "p2p", NULL)               \
 	X(PARALLEL_CP_ALL_GATHER, "all_gather", NULL) \

@@ -13,21 +13,52 @@ struct sharder {
 	const struct shard_param *param;
 	size_t n;
 	const struct shard_options *options;
-	int32_t ranks, rank; /* that share: the dp axis */
-	int stage;           /* 0 where nobody is there to share with */
-	int32_t *at_node;    /* where the nodes appended since `first` go: prog_insert */
+	int32_t *at_node; /* where the nodes appended since `first` go: prog_insert */
 	size_t first, cap_at;
 	int32_t *last_write; /* by value, among the nodes before `first` */
 };
 
 /* Buckets */
 
+enum { AXES_SHARING = AXIS_BIT(cp) | AXIS_BIT(dp) | AXIS_BIT(edp) };
+
+/* Ranks that hold the same parameters because they work on other rows. */
+static uint32_t row_axes(const struct value *v)
+{
+	return v->grid == GRID_EXPERT ? AXIS_BIT(edp) : AXES_DATA | AXIS_BIT(cp);
+}
+
+/* Cut on the same axes; on which dimension is forgotten in a pack. */
+static bool lie_alike(const struct value *a, const struct value *b)
+{
+	bool same = a->grid == b->grid && a->dtype == b->dtype;
+	for (int i = 0; i < AXIS_COUNT; i++)
+		same &= (a->place[i] >= PLACE_SHARD0) == (b->place[i] >= PLACE_SHARD0);
+	return same;
+}
+
 static bool alike(const struct sharder *h, const struct shard_param *a, const struct shard_param *b)
 {
-	bool same = a->decay == b->decay && a->cut == b->cut && a->partial == b->partial &&
-	            a->tied == b->tied && a->counts == b->counts && a->chunk == b->chunk;
+	bool same = a->decay == b->decay && a->is_buffer == b->is_buffer && a->partial == b->partial &&
+	            a->tied == b->tied && a->counts == b->counts && a->chunk == b->chunk &&
+	            lie_alike(&h->p->value[a->value], &h->p->value[b->value]);
 	/* Parameters that are gathered just in time come by layers. */
-	return same && (h->stage < 3 || (a->layer == b->layer && a->layer >= 0));
+	return same && (h->options->stage < 3 || (a->layer == b->layer && a->layer >= 0));
+}
+
+/* Who shares a bucket like this one: nobody where there are no others. */
+static void find_sharers(const struct sharder *h, struct bucket *b)
+{
+	const struct prog *p = h->p;
+	uint32_t may = row_axes(&p->value[b->like.value]) & AXES_SHARING;
+	b->ranks = 1;
+	for (int a = 0; a < AXIS_COUNT; a++)
+		if (may >> a & 1 && p->axis_size[a] > 1) {
+			b->axes |= 1u << a;
+			b->rank += b->ranks * p->axis_rank[a];
+			b->ranks *= p->axis_size[a];
+		}
+	b->stage = b->ranks > 1 && !b->like.is_buffer ? h->options->stage : 0;
 }
 
 static int64_t padded_count(const struct prog *p, const struct shard_param *q)
@@ -44,6 +75,7 @@ static struct bucket *open_bucket(struct sharder *h, const struct shard_param *q
 	s->bucket = mem_grow(s->bucket, s->n, &s->cap, sizeof *s->bucket);
 	struct bucket *b = &s->bucket[s->n++];
 	*b = (struct bucket){.like = *q, .member = mem_array(h->n, sizeof *b->member)};
+	find_sharers(h, b);
 	for (int k = 0; k < SHARD_STATE_COUNT; k++)
 		b->state[k].value = NONE;
 	return b;
@@ -66,7 +98,7 @@ static int32_t pack(struct sharder *h, struct bucket *b, const int32_t *values)
 {
 	struct prog *p = h->p;
 	int32_t id = prog_pack(p, p->value[values[0]].name, values, (size_t)b->n, ALIGN_ELEMENTS,
-	                       (int64_t)h->ranks * ALIGN_ELEMENTS);
+	                       (int64_t)b->ranks * ALIGN_ELEMENTS);
 	for (int a = 0; a < AXIS_COUNT; a++) {
 		enum place at = (enum place)p->value[values[0]].place[a];
 		p->value[id].place[a] = (uint8_t)(at == PLACE_SHARD1 ? PLACE_SHARD0 : at);
@@ -83,24 +115,32 @@ static int32_t pack(struct sharder *h, struct bucket *b, const int32_t *values)
 	return id;
 }
 
-static int64_t part_count(const struct sharder *h, const struct bucket *b)
+static int64_t part_count(const struct bucket *b)
 {
-	return h->stage ? b->count / h->ranks : b->count;
+	return b->stage ? b->count / b->ranks : b->count;
 }
 
-static int64_t part_first(const struct sharder *h, const struct bucket *b)
+static int64_t part_first(const struct bucket *b)
 {
-	return h->stage ? part_count(h, b) * h->rank : 0;
+	return b->stage ? part_count(b) * b->rank : 0;
 }
 
-/* A value of this rank's part of the bucket, placed as the pack but cut over dp. */
+static void cut_over_sharers(struct prog *p, const struct bucket *b, int32_t value)
+{
+	for (int a = 0; a < AXIS_COUNT; a++)
+		if (b->axes >> a & 1)
+			prog_place(p, value, (enum mesh_axis)a, PLACE_SHARD0);
+}
+
+/* A value of this rank's part of the bucket, placed as the pack but cut over those who share it. */
 static int32_t part_value(struct sharder *h, const struct bucket *b, const char *name, enum region region,
                           enum dtype dtype, int32_t like)
 {
-	int32_t id = prog_flat(h->p, name, region, dtype, part_count(h, b));
+	int32_t id = prog_flat(h->p, name, region, dtype, part_count(b));
+	h->p->value[id].grid = h->p->value[like].grid;
 	memcpy(h->p->value[id].place, h->p->value[like].place, sizeof h->p->value[id].place);
-	if (h->stage)
-		prog_place(h->p, id, AXIS_dp, PLACE_SHARD0);
+	if (b->stage)
+		cut_over_sharers(h->p, b, id);
 	return id;
 }
 
@@ -178,7 +218,7 @@ static void gather_before(struct sharder *h, struct bucket *b, const int32_t *va
 	int32_t whole = pack(h, b, values);
 	turn_to(h->p, segment, b->like.chunk);
 	h->p->layer = b->like.layer;
-	EMIT_INTO(h->p, all_gather, ARG(.comm = {AXIS_BIT(dp)}), (int32_t[OP_MAX_OUT]){whole},
+	EMIT_INTO(h->p, all_gather, ARG(.comm = {b->axes}), (int32_t[OP_MAX_OUT]){whole},
 	          b->state[SHARD_PARAM].value);
 	h->p->layer = -1;
 	place_new(h, at);
@@ -202,12 +242,13 @@ static void gather_in_time(struct sharder *h, struct bucket *b)
 	for (int a = 0; a < AXIS_COUNT; a++)
 		if (p->value[held].place[a] == PLACE_SHARD1)
 			p->value[held].place[a] = PLACE_SHARD0;
-	set_state(b, SHARD_PARAM, held, part_first(h, b), part_count(h, b));
+	set_state(b, SHARD_PARAM, held, part_first(b), part_count(b));
 	if (backward != NONE) {
 		for (int32_t i = 0; i < b->n; i++) {
 			struct value v = p->value[values[i]];
 			again[i] = prog_value(p, v.name, R_TEMP, (enum dtype)v.dtype, v.nd, v.dim);
 			p->value[again[i]].weight = 1;
+			p->value[again[i]].grid = v.grid;
 			memcpy(p->value[again[i]].place, v.place, sizeof v.place);
 		}
 		redirect(h, values, again, b->n);
@@ -234,9 +275,9 @@ static void place_parameters(struct sharder *h)
 	begin_inserting(h, 2 * h->s->n);
 	for (size_t i = 0; i < h->s->n; i++) {
 		struct bucket *b = &h->s->bucket[i];
-		int64_t multiple = (int64_t)h->ranks * ALIGN_ELEMENTS;
+		int64_t multiple = (int64_t)b->ranks * ALIGN_ELEMENTS;
 		b->count = (b->count + multiple - 1) / multiple * multiple;
-		(h->stage == 3 ? gather_in_time : hold_whole)(h, b);
+		(b->stage == 3 ? gather_in_time : hold_whole)(h, b);
 	}
 	end_inserting(h);
 }
@@ -247,7 +288,8 @@ static uint32_t partial_axes(const struct prog *p, int32_t value)
 {
 	uint32_t axes = 0;
 	for (int a = 0; a < AXIS_COUNT; a++)
-		if (p->axis_size[a] > 1 && p->value[value].place[a] == PLACE_PARTIAL)
+		if (p->axis_size[a] > 1 && prog_lies_along(&p->value[value], a) &&
+		    p->value[value].place[a] == PLACE_PARTIAL)
 			axes |= 1u << a;
 	return axes;
 }
@@ -309,7 +351,7 @@ static int32_t reduce_at_once(struct sharder *h, struct bucket *b, const int32_t
 		place_new(h, first);
 	}
 	turn_to(p, (enum segment)p->node[last].segment, b->like.chunk);
-	int32_t part = reduce(h, OP_reduce_scatter, AXIS_BIT(dp), whole, NONE, last + 1, last + 1);
+	int32_t part = reduce(h, OP_reduce_scatter, b->axes, whole, NONE, last + 1, last + 1);
 	int32_t held = part_value(h, b, "gradient", R_GRAD, DT_f32, part);
 	p->value[held].sums = 1;
 	EMIT_INTO(p, accumulate, NO_ARG, (int32_t[OP_MAX_OUT]){held}, part);
@@ -331,11 +373,11 @@ static int32_t reduce_with_last(struct sharder *h, struct bucket *b, const int32
 	struct prog *p = h->p;
 	int32_t whole = pack(h, b, grads), at = early(h, grads, b->n);
 	turn_to(p, SEG_REDUCE, b->like.chunk);
-	if (!h->stage)
+	if (!b->stage)
 		return whole;
-	int32_t view = prog_view(p, "gradient", whole, part_first(h, b), part_count(h, b));
-	prog_place(p, view, AXIS_dp, PLACE_SHARD0);
-	return reduce(h, OP_reduce_scatter, AXIS_BIT(dp), whole, view, at, (int32_t)h->first);
+	int32_t view = prog_view(p, "gradient", whole, part_first(b), part_count(b));
+	cut_over_sharers(p, b, view);
+	return reduce(h, OP_reduce_scatter, b->axes, whole, view, at, (int32_t)h->first);
 }
 
 static int32_t *gradients_of(struct sharder *h, const struct bucket *b)
@@ -353,7 +395,7 @@ static int32_t *gradients_of(struct sharder *h, const struct bucket *b)
 static void check_partial(struct sharder *h, const struct bucket *b, int32_t grad)
 {
 	uint32_t axes = partial_axes(h->p, grad);
-	if ((axes & ~AXES_DATA) != b->like.partial)
+	if ((axes & ~row_axes(&h->p->value[grad])) != b->like.partial)
 		err_set(&h->p->e, EXIT_INTERNAL,
 		        "program: the gradient of %s is partial over other axes than said",
 		        h->p->value[h->param[b->member[0]].value].name);
@@ -366,7 +408,7 @@ static void reduce_rest(struct sharder *h, struct bucket *b, const int32_t *grad
 	int32_t *g = &b->state[SHARD_GRAD].value, end = (int32_t)h->first;
 	uint32_t axes = partial_axes(p, *g);
 	bool behind =
-	        h->stage >= 2 || (h->stage && h->options->reduce_in_bf16); /* of what stands at the end */
+	        b->stage >= 2 || (b->stage && h->options->reduce_in_bf16); /* of what stands at the end */
 	turn_to(p, SEG_REDUCE, b->like.chunk);
 	if (axes)
 		*g = reduce_in_place(h, axes, *g, behind ? end : early(h, grads, b->n), end);
@@ -374,12 +416,14 @@ static void reduce_rest(struct sharder *h, struct bucket *b, const int32_t *grad
 
 static void reduce_bucket(struct sharder *h, struct bucket *b)
 {
+	if (b->like.is_buffer)
+		return;
 	int32_t *grads = gradients_of(h, b);
 	if (!h->p->e.code)
 		check_partial(h, b, grads[0]);
 	if (!h->p->e.code) {
-		int32_t g = h->stage >= 2 ? reduce_at_once(h, b, grads) : reduce_with_last(h, b, grads);
-		set_state(b, SHARD_GRAD, g, part_first(h, b), part_count(h, b));
+		int32_t g = b->stage >= 2 ? reduce_at_once(h, b, grads) : reduce_with_last(h, b, grads);
+		set_state(b, SHARD_GRAD, g, part_first(b), part_count(b));
 		reduce_rest(h, b, grads);
 	}
 	free(grads);
@@ -392,7 +436,7 @@ static bool counts_here(const struct prog *p, const struct bucket *b)
 	const struct value *g = &p->value[b->state[SHARD_GRAD].value];
 	bool counts = b->like.counts;
 	for (int a = 0; a < AXIS_COUNT; a++)
-		counts &= a == AXIS_pp || g->place[a] != PLACE_REPLICATED || !p->axis_rank[a];
+		counts &= !prog_lies_along(g, a) || g->place[a] != PLACE_REPLICATED || !p->axis_rank[a];
 	return counts;
 }
 
@@ -402,8 +446,13 @@ static void emit_norm(struct sharder *h)
 	int32_t one = 1, norm2 = prog_value(p, "squared gradient norm", R_STAT, DT_f64, 1, &one);
 	uint32_t axes = 0;
 	turn_to(p, SEG_NORM, 0);
+	for (int a = 0; a < AXIS_COUNT; a++) /* of both grids: gradients of both are added */
+		if (a != AXIS_pp && p->axis_size[a] > 1)
+			p->value[norm2].place[a] = PLACE_PARTIAL;
 	for (size_t i = 0; i < h->s->n; i++) {
 		struct bucket *b = &h->s->bucket[i];
+		if (b->like.is_buffer)
+			continue;
 		if (b->like.tied)
 			b->state[SHARD_GRAD].value =
 			        reduce_in_place(h, AXES_ENDS, b->state[SHARD_GRAD].value, 0, 0);
@@ -419,11 +468,13 @@ static void emit_norm(struct sharder *h)
 static void update_bucket(struct sharder *h, struct bucket *b)
 {
 	struct prog *p = h->p;
+	if (b->like.is_buffer)
+		return;
 	int32_t whole = b->state[SHARD_PARAM].value, mine = whole;
-	int64_t first = part_first(h, b), count = part_count(h, b);
-	if (h->stage == 1 || h->stage == 2) {
+	int64_t first = part_first(b), count = part_count(b);
+	if (b->stage == 1 || b->stage == 2) {
 		mine = prog_view(p, p->value[whole].name, whole, first, count);
-		prog_place(p, mine, AXIS_dp, PLACE_SHARD0);
+		cut_over_sharers(p, b, mine);
 	}
 	static const char *const names[] = {"master", "exp_avg", "exp_avg_sq"};
 	for (int k = SHARD_MASTER; k <= SHARD_EXP_AVG_SQ; k++)
@@ -436,7 +487,7 @@ static void update_bucket(struct sharder *h, struct bucket *b)
 	     b->state[SHARD_MASTER].value, b->state[SHARD_EXP_AVG].value, b->state[SHARD_EXP_AVG_SQ].value,
 	     h->s->hyper, h->s->norm2);
 	if (mine != whole)
-		EMIT(p, share, ARG(.comm = {AXIS_BIT(dp)}), whole);
+		EMIT(p, share, ARG(.comm = {b->axes}), whole);
 }
 
 static int32_t *find_last_writes(const struct prog *p)
@@ -475,14 +526,7 @@ int shard_program(struct sharding *s, struct prog *p, const struct shard_param *
 	                       .at = mem_array(n + 1, sizeof *s->at)};
 	if (p->e.code)
 		return p->e.code;
-	struct sharder h = {.s = s,
-	                    .p = p,
-	                    .param = param,
-	                    .n = n,
-	                    .options = options,
-	                    .ranks = p->axis_size[AXIS_dp],
-	                    .rank = p->axis_rank[AXIS_dp],
-	                    .stage = p->axis_size[AXIS_dp] > 1 ? options->stage : 0};
+	struct sharder h = {.s = s, .p = p, .param = param, .n = n, .options = options};
 	prog_refresh(p);
 	fill_buckets(&h);
 	place_parameters(&h);

@@ -2,8 +2,9 @@
  * which part of them.
  *
  * A bucket is a pack of parameters that are treated alike. stage (ZeRO, Rajbhandari et al. 2020) says what
- * the dp axis shares out: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters; dp rank r holds
- * part r of dp equal parts of the pack. The rp axis holds replicas of all that. Local. Floor: parallel. */
+ * ranks with the same parameters share out: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters;
+ * each holds one of equal parts of the pack. Those are the cp and dp axes for parameters of the dense grid
+ * (the rp axis holds replicas of all that), edp for those of the expert grid. Local. Floor: parallel. */
 #ifndef PENTAD_PARALLEL_SHARD_H
 #define PENTAD_PARALLEL_SHARD_H
 
@@ -15,9 +16,10 @@
 struct shard_param { /* what decides the bucket of a parameter */
 	int32_t value;
 	int32_t chunk, layer; /* layer -1: outside the layers */
-	bool decay, cut;
+	bool decay;
+	bool is_buffer;    /* no gradient, no state: it stays whole */
 	bool tied, counts; /* tied: AXES_ENDS hold it; counts: this copy is the one in the norm */
-	uint32_t partial;  /* axes besides dp and rp along which its gradient comes as partial sums */
+	uint32_t partial; /* axes besides cp, dp, rp and edp along which its gradient comes as partial sums */
 };
 
 struct shard_options {
@@ -45,6 +47,9 @@ struct bucket {
 	int32_t n, *member; /* indices of parameters */
 	int64_t count;      /* elements of the pack */
 	struct shard_param like;
+	uint32_t axes; /* that share it; 0 where stage is 0 */
+	int32_t ranks, rank;
+	int stage;
 	struct shard_slice
 	        state[SHARD_STATE_COUNT]; /* value NONE: there is none (no master of f32, no training) */
 };

@@ -66,7 +66,8 @@ void check_unused(struct check *k, const char *key, bool used, const char *becau
 {
 	enum option_source from =
 	        k->c->set.origins[option_find(config_table(), key) - config_table()->rows].source;
-	if (!used && (from == OPTION_FROM_FILE || from == OPTION_FROM_SET))
+	if (!used && (from == OPTION_FROM_FILE || from == OPTION_FROM_SET) &&
+	    !option_is_default(&k->c->set, option_find(config_table(), key)))
 		check_note(k, "%s has no effect with %s", check_named(k, key), because);
 }
 
@@ -123,90 +124,6 @@ static void check_required(struct check *k)
 	}
 }
 
-/* The model. */
-
-static void check_heads(struct check *k)
-{
-	struct model_config *m = &k->c->model;
-	int64_t heads = m->num_attention_heads;
-	if (heads == OPTION_NULL_INT)
-		return;
-	if (check_derive(k, "model.num_query_groups", &m->num_query_groups, heads))
-		check_equation(k, "num_query_groups %" PRId64 " = num_attention_heads", heads);
-	if (heads % m->num_query_groups)
-		check_broken(k, "model.num_query_groups", "%s is not a multiple of %" PRId64 "; nearest: %s",
-		             check_named(k, "model.num_attention_heads"), m->num_query_groups,
-		             check_near(k, 1, heads, m->num_query_groups));
-	if (m->kv_channels != OPTION_NULL_INT || m->hidden_size == OPTION_NULL_INT)
-		return;
-	if (m->hidden_size % heads) {
-		check_broken(k, "model.num_attention_heads",
-		             "%s is not a multiple of %" PRId64 "; nearest: %s, or give model.kv_channels",
-		             check_named(k, "model.hidden_size"), heads,
-		             check_near(k, 1, m->hidden_size, heads));
-		return;
-	}
-	check_derive(k, "model.kv_channels", &m->kv_channels, m->hidden_size / heads);
-	check_equation(k, "kv_channels %" PRId64 " = hidden_size %" PRId64 " / num_attention_heads %" PRId64,
-	               m->kv_channels, m->hidden_size, heads);
-}
-
-static void check_sizes(struct check *k)
-{
-	struct model_config *m = &k->c->model;
-	if (m->hidden_size != OPTION_NULL_INT &&
-	    check_derive(k, "model.ffn_hidden_size", &m->ffn_hidden_size, 4 * m->hidden_size))
-		check_equation(k, "ffn_hidden_size %" PRId64 " = 4 · hidden_size %" PRId64,
-		               m->ffn_hidden_size, m->hidden_size);
-	if (check_derive(k, "model.max_position_embeddings", &m->max_position_embeddings, m->seq_length))
-		check_equation(k, "max_position_embeddings %" PRId64 " = seq_length", m->seq_length);
-	if (m->position_embedding_type == MODEL_POSITION_LEARNED_ABSOLUTE &&
-	    m->seq_length > m->max_position_embeddings)
-		check_broken(k, "model.seq_length",
-		             "%" PRId64 " is more than %s, the rows of the learned position table",
-		             m->seq_length, check_named(k, "model.max_position_embeddings"));
-}
-
-static void check_rope(struct check *k)
-{
-	const struct model_config *m = &k->c->model;
-	if (m->position_embedding_type != MODEL_POSITION_ROPE) {
-		if (m->use_rope_scaling)
-			check_broken(k, "model.use_rope_scaling",
-			             "true needs model.position_embedding_type rope, not %s",
-			             check_named(k, "model.position_embedding_type"));
-		return;
-	}
-	int64_t width = m->kv_channels == OPTION_NULL_INT ? 2 : m->kv_channels;
-	int64_t rotated = (int64_t)((double)width * m->rotary_percent + 1e-9);
-	if (width % 2)
-		check_broken(k, "model.kv_channels",
-		             "%" PRId64 " is odd, but rope rotates channels in pairs; nearest: %" PRId64
-		             " or %" PRId64,
-		             width, width > 1 ? width - 1 : 2, width + 1);
-	else if (rotated < 2 || rotated % 2)
-		check_broken(k, "model.rotary_percent",
-		             "%g of kv_channels %" PRId64 " is %" PRId64
-		             " rotated channels; an even number from 2 on is needed",
-		             m->rotary_percent, width, rotated);
-	if (m->use_rope_scaling && m->rope_scaling_low_freq_factor >= m->rope_scaling_high_freq_factor)
-		check_broken(k, "model.rope_scaling_low_freq_factor", "%g must be below %s",
-		             m->rope_scaling_low_freq_factor,
-		             check_named(k, "model.rope_scaling_high_freq_factor"));
-}
-
-static void check_vocabulary(struct check *k)
-{
-	const struct model_config *m = &k->c->model;
-	int64_t *padded = &k->c->derived.padded_vocab_size, step = m->make_vocab_size_divisible_by;
-	*padded = OPTION_NULL_INT;
-	if (m->vocab_size == OPTION_NULL_INT)
-		return;
-	*padded = (m->vocab_size + step - 1) / step * step;
-	check_equation(k, "padded_vocab_size %" PRId64 " = ⌈vocab_size %" PRId64 " / %" PRId64 "⌉ · %" PRId64,
-	               *padded, m->vocab_size, step, step);
-}
-
 /* Recomputation. */
 
 static const char *const module_words[REPEAT_COUNT] = {
@@ -214,9 +131,9 @@ static const char *const module_words[REPEAT_COUNT] = {
         REPEATS(MODULE_WORD)
 #undef MODULE_WORD
 };
-enum { FIRST_MODULE = REPEAT_CORE, N_MODULES = REPEAT_MLP + 1 - FIRST_MODULE };
-_Static_assert(REPEAT_CORE < REPEAT_NORM && REPEAT_NORM < REPEAT_ACTIVATION &&
-                       REPEAT_ACTIVATION < REPEAT_MLP && N_MODULES == 4,
+/* The modules that a user may name are all but the first and the last. */
+enum { FIRST_MODULE = REPEAT_GATHERS + 1, N_MODULES = REPEAT_LAYERS - FIRST_MODULE };
+_Static_assert(REPEAT_GATHERS == 0 && REPEAT_LAYERS == REPEAT_COUNT - 1,
                "the modules that a user may name lie side by side");
 
 /* The repeat that a word of recompute.modules names, or REPEAT_COUNT. */
@@ -237,6 +154,15 @@ uint32_t config_recompute_modules(const struct config *c)
 	return set;
 }
 
+/* "core_attn|layernorm|…" */
+static const char *all_modules(struct check *k)
+{
+	const char *all = module_words[FIRST_MODULE];
+	for (int r = FIRST_MODULE + 1; r < FIRST_MODULE + N_MODULES; r++)
+		all = arena_printf(&k->c->arena, "%s|%s", all, module_words[r]);
+	return all;
+}
+
 static void check_modules(struct check *k)
 {
 	static const char *const usual[] = {"layernorm", "activation"};
@@ -246,11 +172,9 @@ static void check_modules(struct check *k)
 			continue;
 		const char *meant = text_nearest(l->items[i], &module_words[FIRST_MODULE], N_MODULES,
 		                                 sizeof *module_words);
-		check_broken(k, "recompute.modules",
-		             "element %zu, unknown module '%.80s'; allowed: "
-		             "core_attn|layernorm|activation|mlp%s%s%s",
-		             i + 1, l->items[i], meant ? "; did you mean " : "", meant ? meant : "",
-		             meant ? "?" : "");
+		check_broken(k, "recompute.modules", "element %zu, unknown module '%.80s'; allowed: %s%s%s%s",
+		             i + 1, l->items[i], all_modules(k), meant ? "; did you mean " : "",
+		             meant ? meant : "", meant ? "?" : "");
 	}
 	if (k->c->recompute.granularity == RECOMPUTE_SELECTIVE && !l->n) {
 		*l = (struct option_list){usual, sizeof usual / sizeof *usual};
@@ -405,6 +329,28 @@ static void check_blend(struct check *k)
 			             i + 1, l->items[i]);
 }
 
+/* A tokenizer says which token ends a document, once it is read. */
+static void check_documents(struct check *k)
+{
+	const struct dataset_config *d = &k->c->dataset;
+	int64_t eod = k->c->tokenizer.eod_id, vocabulary = k->c->model.vocab_size;
+	bool known = eod != OPTION_NULL_INT || k->c->tokenizer.tokenizer_model;
+	const struct {
+		const char *key;
+		bool set;
+	} needs[] = {{"dataset.reset_position_ids", d->reset_position_ids},
+	             {"dataset.reset_attention_mask", d->reset_attention_mask}};
+	for (size_t i = 0; i < sizeof needs / sizeof *needs; i++)
+		if (needs[i].set && !known)
+			check_broken(
+			        k, needs[i].key,
+			        "true needs to know which token ends a document: give tokenizer.eod_id, or "
+			        "tokenizer.tokenizer_model, which says it");
+	if (eod != OPTION_NULL_INT && vocabulary != OPTION_NULL_INT && eod >= vocabulary)
+		check_broken(k, "tokenizer.eod_id", "%" PRId64 " is not below %s", eod,
+		             check_named(k, "model.vocab_size"));
+}
+
 static void check_validation(struct check *k)
 {
 	if (k->c->validation.eval_interval && !k->c->validation.eval_iters)
@@ -439,7 +385,6 @@ static void derive_name(struct check *k)
 static void note_unused(struct check *k)
 {
 	const struct config *c = k->c;
-	bool rope = c->model.position_embedding_type == MODEL_POSITION_ROPE;
 	bool wsd = c->scheduler.lr_decay_style == LR_WSD;
 	bool modules = c->recompute.granularity == RECOMPUTE_SELECTIVE || !c->recompute.modules.n;
 	const struct {
@@ -447,13 +392,6 @@ static void note_unused(struct check *k)
 		bool used;
 		const char *because;
 	} list[] = {
-	        {"model.rotary_base", rope, "model.position_embedding_type"},
-	        {"model.rotary_percent", rope, "model.position_embedding_type"},
-	        {"model.rope_scaling_factor", c->model.use_rope_scaling, "model.use_rope_scaling"},
-	        {"model.rope_scaling_low_freq_factor", c->model.use_rope_scaling, "model.use_rope_scaling"},
-	        {"model.rope_scaling_high_freq_factor", c->model.use_rope_scaling, "model.use_rope_scaling"},
-	        {"model.rope_scaling_original_max_position_embeddings", c->model.use_rope_scaling,
-	         "model.use_rope_scaling"},
 	        {"scheduler.lr_wsd_decay_iters", wsd, "scheduler.lr_decay_style"},
 	        {"scheduler.lr_wsd_decay_style", wsd, "scheduler.lr_decay_style"},
 	        {"recompute.modules", modules, "recompute.granularity"},
@@ -466,9 +404,9 @@ static void note_unused(struct check *k)
 
 /* In this order: a rule may need what an earlier one derived. */
 static void (*const rules[])(struct check *) = {
-        check_required, check_heads,      check_sizes,  check_rope,  check_vocabulary, check_recompute,
-        check_layout,   check_transport,  check_warmup, check_rates, check_wsd,        check_split,
-        check_blend,    check_validation, check_start,  derive_name, note_unused};
+        check_required,  check_model,      check_recompute, check_layout, check_transport,
+        check_warmup,    check_rates,      check_wsd,       check_split,  check_blend,
+        check_documents, check_validation, check_start,     derive_name,  note_unused};
 
 int config_check(struct config *c, int world_size, struct err *e)
 {

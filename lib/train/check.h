@@ -4,7 +4,7 @@
 
 #include "train/config.h"
 
-enum { CHECK_MAX_LINES = 64 }; /* more than there are rules that write one */
+enum { CHECK_MAX_LINES = 128 }; /* more than there are rules that write one */
 
 struct check_lines {
 	const char *items[CHECK_MAX_LINES];
@@ -21,8 +21,8 @@ struct check { /* one config_check on its way; texts live in c->arena */
 /* Adds a line to what becomes c->derived.equations, c->derived.notes. */
 void check_equation(struct check *k, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void check_note(struct check *k, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* Notes that `key` has no effect with `because`, where it is not used although the user wrote it down: no
- * error, a base file may hold it. */
+/* Notes that `key` has no effect with `because`, where it is not used although the user wrote something other
+ * than the default down: no error, a base file may hold it. */
 void check_unused(struct check *k, const char *key, bool used, const char *because);
 /* One violation, blamed on the place where `key` was set. */
 void check_broken(struct check *k, const char *key, const char *fmt, ...)
@@ -38,8 +38,10 @@ bool check_derive(struct check *k, const char *key, int64_t *field, int64_t valu
  * for multiples alone. NULL where there is none. */
 const char *check_near(struct check *k, int64_t step, int64_t of, int64_t x);
 
-/* check_layout.c: world, model and batch over tensor, sequence, pipeline and data parallelism. After the
- * rules of the model. */
+/* check_model.c: sizes, positions, latent attention, experts. */
+void check_model(struct check *k);
+/* check_layout.c: world, model and batch over tensor, context, expert, sequence, pipeline and data
+ * parallelism. After the rules of the model. */
 void check_layout(struct check *k);
 
 #endif

@@ -193,6 +193,41 @@ int config_override(struct config *c, const char *key, const char *text, const c
 	return rc;
 }
 
+const char *const config_layout_keys[] = {"parallel.tensor_model_parallel_size",
+                                          "parallel.context_parallel_size",
+                                          "parallel.pipeline_model_parallel_size",
+                                          "parallel.virtual_pipeline_model_parallel_size",
+                                          "parallel.expert_model_parallel_size",
+                                          "parallel.expert_tensor_parallel_size",
+                                          NULL};
+
+bool config_layout_is_open(const struct config *c)
+{
+	size_t i = 0;
+	while (config_layout_keys[i] && config_is_given(c, config_layout_keys[i]))
+		i++;
+	return c->parallel.layout == PARALLEL_AUTO && config_layout_keys[i];
+}
+
+void config_copy(struct config *to, const struct config *from)
+{
+	*to = *from;
+	to->arena = (struct arena){0};
+	to->set.values = to;
+	to->set.arena = &to->arena;
+	to->set.origins = arena_alloc(&to->arena, N_ROWS, sizeof *to->set.origins);
+	memcpy(to->set.origins, from->set.origins, N_ROWS * sizeof *to->set.origins);
+}
+
+void config_choose(struct config *c, const char *key, int64_t value)
+{
+	const struct option *o = option_find(&table, key);
+	ASSERT(o && o->type == OPTION_INT && !config_is_given(c, key));
+	ASSERT((double)value >= o->min && (double)value <= o->max);
+	*(int64_t *)option_field(&c->set, o) = value;
+	c->set.origins[o - rows] = (struct option_origin){OPTION_FROM_OTHER, "parallel.layout auto"};
+}
+
 void config_write_yaml(const struct config *c, struct buf *b)
 {
 	option_put_yaml(&c->set, b);

@@ -65,7 +65,7 @@ enum { DDP_MAX_BUCKET_ELEMENTS = 1 << 30 };
 #define TRAIN_GROUPS(X)                                                              \
 	X(run, NULL, "where the run's files go")                                     \
 	X(model, NULL, "the model")                                                  \
-	X(parallel, NULL, "how ranks share the model and the data")                  \
+	X(parallel, "parallel.layout", "how ranks share the model and the data")     \
 	X(ddp, NULL, "data parallelism")                                             \
 	X(optimizer, NULL, "the update of the weights")                              \
 	X(scheduler, NULL, "the learning rate over time")                            \
@@ -136,13 +136,14 @@ struct profiling_config {
 /* What follows from the values; config_check fills it. */
 struct config_derived {
 	int64_t world_size;
-	int64_t data_parallel_size; /* world / (tensor · context · pipeline) */
-	int64_t optimizer_shards;   /* data_parallel_size / ddp.num_distributed_optimizer_instances */
-	int64_t accumulation;       /* micro-batches of one rank in a step */
-	int64_t padded_vocab_size;  /* OPTION_NULL_INT while vocab_size is null */
-	double split[3];            /* training, validation, test; sums to 1 */
-	struct option_list stages;  /* of a pipeline, a line each: "stage 0 chunk 1: layers 4-5"; else none */
-	struct option_list notes;   /* given values that have no effect, a sentence each; for a warning */
+	int64_t data_parallel_size;        /* world / (tensor · context · pipeline) */
+	int64_t expert_data_parallel_size; /* world / (expert tensor · expert · pipeline) */
+	int64_t optimizer_shards;          /* data_parallel_size / ddp.num_distributed_optimizer_instances */
+	int64_t accumulation;              /* micro-batches of one rank in a step */
+	int64_t padded_vocab_size;         /* OPTION_NULL_INT while vocab_size is null */
+	double split[3];                   /* training, validation, test; sums to 1 */
+	struct option_list stages; /* of a pipeline, a line each: "stage 0 chunk 1: layers 4-5"; else none */
+	struct option_list notes;  /* given values that have no effect, a sentence each; for a warning */
 	struct option_list equations; /* "global_batch_size 32 = micro_batch_size 4 · data_parallel 2 · …" */
 };
 
@@ -181,6 +182,18 @@ int config_replace(struct config *c, const char *key, const char *text, const ch
  * line each with the equation filled in and the nearest legal values: EXIT_CONFIG. May be called again, with
  * another world size or after an override: derived values are derived anew. Prints nothing. Local. */
 int config_check(struct config *c, int world_size, struct err *e);
+
+/* parallel.layout auto. The sizes that a search may choose, ended by NULL. While one of them is not given the
+ * layout is open: config_check derives and checks all but the layout (of config_derived, data_parallel_size,
+ * expert_data_parallel_size, optimizer_shards and accumulation stay 0), and nothing can be built from it. A
+ * search copies the configuration, chooses all open sizes in the copy, and checks it: EXIT_CONFIG and the
+ * rules that they break, which nobody prints, or a configuration like any other. */
+extern const char *const config_layout_keys[];
+bool config_layout_is_open(const struct config *c);
+/* A copy to change and check; strings are those of *from, which outlives it. config_free is due. Local. */
+void config_copy(struct config *to, const struct config *from);
+/* Gives `key`, a whole number that is not given, a value within its range. Local. */
+void config_choose(struct config *c, const char *key, int64_t value);
 
 /* "default", "a.yaml:12:3", "--set a.b=c", "derived", or what an override said. NULL for an unknown key. */
 const char *config_get_origin(const struct config *c, const char *key);

@@ -1,6 +1,7 @@
 #include "train/generate.h"
 #include "base/json.h"
 #include "base/rng.h"
+#include "base/yaml.h"
 #include "ckpt/ckpt.h"
 #include "model/hf.h"
 #include "train/state.h"
@@ -29,7 +30,7 @@ static size_t list_settings(const struct json *model, struct arena *a, const cha
 		if (m->type == JSON_NULL)
 			continue;
 		if (m->type == JSON_STRING)
-			buf_puts(&b, m->string);
+			yaml_put_string(&b, m->string);
 		else if (m->type == JSON_BOOL)
 			buf_puts(&b, m->boolean ? "true" : "false");
 		else if (m->is_integer)

@@ -1,6 +1,6 @@
 noinst_LIBRARIES += libtrain.a
-libtrain_a_SOURCES = lib/train/config.c lib/train/config.h lib/train/check.c lib/train/check.h \
-	lib/train/check_layout.c lib/train/rosetta.def \
+libtrain_a_SOURCES = lib/train/config.c lib/train/config.h lib/train/batch.c lib/train/batch.h lib/train/expert_load.c lib/train/expert_load.h lib/train/check.c lib/train/check.h \
+	lib/train/check_model.c lib/train/check_layout.c lib/train/rosetta.def \
 	lib/train/program.c lib/train/program.h lib/train/pieces.c lib/train/pieces.h \
 	lib/train/groups.c lib/train/groups.h lib/train/transfer.c lib/train/transfer.h lib/train/step.c lib/train/step.h lib/train/learning_rate.c lib/train/learning_rate.h \
 	lib/train/state.c lib/train/state.h lib/train/meter.c lib/train/meter.h lib/train/stop.c lib/train/stop.h \
@@ -15,17 +15,19 @@ noinst_HEADERS += lib/train/keys/run.def lib/train/keys/ddp.def lib/train/keys/o
 
 check_PROGRAMS += test_config
 test_config_SOURCES = test/test_config.c apps/options.c
-test_config_LDADD = $(TEST_LIBS) libtrain.a libmodel.a libparallel.a libgraph.a $(BASE_LIBS)
+test_config_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 
 check_PROGRAMS += test_golden
 test_golden_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS)
 test_golden_SOURCES = test/test_golden.c
 test_golden_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 
-check_PROGRAMS += test_learning_rate test_layout test_verify
+check_PROGRAMS += test_learning_rate test_layout test_axes test_verify
 test_learning_rate_SOURCES = test/test_learning_rate.c
 test_learning_rate_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
-test_layout_SOURCES = test/test_layout.c
+test_layout_SOURCES = test/test_layout.c test/layouts.c test/layouts.h test/walk.c test/walk.h
+test_axes_SOURCES = test/test_axes.c test/layouts.c test/layouts.h test/walk.c test/walk.h
+test_axes_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 test_layout_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 test_verify_SOURCES = test/test_verify.c
 test_verify_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/sys.h"
 #include "base/text.h"
+#include "train/expert_load.h"
 #include "train/stop.h"
 
 #include <limits.h>
@@ -65,27 +66,32 @@ struct field {
 	double value;
 };
 
-static void write_fields(FILE *file, const struct field *f, size_t n, const char *text)
+static void put_fields(struct buf *b, const struct field *f, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		buf_printf(b, ", \"%s\": ", f[i].name);
+		json_put_number(b, f[i].value);
+	}
+}
+
+/* One object of one line; `more` goes behind the step: members that are no numbers. */
+static void write_line(FILE *file, int64_t step, const char *more, const struct field *f, size_t n)
 {
 	struct buf b = {0};
 	if (!file)
 		return;
-	for (size_t i = 0; i < n; i++) {
-		buf_printf(&b, "%s\"%s\": ", i ? ", " : "{", f[i].name);
-		json_put_number(&b, f[i].value);
-		if (i == 0)
-			buf_puts(&b, text);
-	}
+	buf_printf(&b, "{\"step\": %lld%s", (long long)step, more);
+	put_fields(&b, f, n);
 	fprintf(file, "%s}\n", b.data);
 	buf_free(&b);
 }
 
 void meter_validation(struct meter *m, int64_t step, double lm_loss)
 {
-	const struct field f[] = {{"step", (double)step}, {"lm_loss", lm_loss}, {"ppl", exp(lm_loss)}};
+	const struct field f[] = {{"lm_loss", lm_loss}, {"ppl", exp(lm_loss)}};
 	m->val_loss = lm_loss;
 	m->val_step = step;
-	write_fields(m->file, f, sizeof f / sizeof *f, ", \"split\": \"valid\"");
+	write_line(m->file, step, ", \"split\": \"valid\"", f, sizeof f / sizeof *f);
 	log_info("validation at step %lld: loss %.4f, perplexity %.2f", (long long)step, lm_loss,
 	         exp(lm_loss));
 }
@@ -95,10 +101,25 @@ static double physical_memory(void)
 	return (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
 }
 
+/* How uneven the experts' loads are, and the part of the choices that found no place. */
+static void experts_words(const struct meter *m, const struct step_report *r, char *out, size_t cap)
+{
+	const struct model_config *c = &m->config->model;
+	double choices = (double)m->config->train.global_batch_size * (double)c->seq_length *
+	                 (double)c->moe_router_topk * r->experts.layers * (double)m->steps;
+	if (!r->experts.layers)
+		return;
+	int n = snprintf(out, cap, " load %.2fx", expert_load_imbalance(&r->experts));
+	if (m->dropped)
+		n += snprintf(out + n, cap - (size_t)n, " drop %.2g%%", 100 * (double)m->dropped / choices);
+	if (m->overflow)
+		snprintf(out + n, cap - (size_t)n, " OVERFLOW %.2g%%", 100 * (double)m->overflow / choices);
+}
+
 static void people_line(const struct meter *m, const struct step_report *r, double tokens,
                         double tokens_per_s, double tflops, char *out, size_t cap)
 {
-	char count[32], rate[32], eta[32], left[48] = "", val[48] = "", mfu[32] = "";
+	char count[32], rate[32], eta[32], left[48] = "", val[48] = "", mfu[32] = "", experts[96] = "";
 	int64_t total = m->config->train.train_iters;
 	double remaining = stop_seconds_left(), gib = 1 << 30;
 	if (m->val_step)
@@ -109,15 +130,35 @@ static void people_line(const struct meter *m, const struct step_report *r, doub
 		char word[32];
 		snprintf(left, sizeof left, " left %s", text_duration(word, sizeof word, remaining));
 	}
+	experts_words(m, r, experts, sizeof experts);
 	snprintf(out, cap,
 	         "step %lld/%lld %.1f%% loss %.4f%s gnorm %.2f lr %.1e tok %s %s/s %.3gTF%s mem %.2f/%.0fGiB "
-	         "eta %s%s%s",
+	         "eta %s%s%s%s",
 	         (long long)r->step, (long long)total, 100.0 * (double)r->step / (double)total, r->lm_loss,
 	         val, r->grad_norm, r->lr, text_count(count, sizeof count, tokens),
 	         text_count(rate, sizeof rate, tokens_per_s), tflops, mfu, (double)m->mem_bytes / gib,
 	         physical_memory() / gib,
-	         text_duration(eta, sizeof eta, m->smooth_step_s * (double)(total - r->step)), left,
+	         text_duration(eta, sizeof eta, m->smooth_step_s * (double)(total - r->step)), left, experts,
 	         r->skipped ? " SKIPPED" : "");
+}
+
+/* Members of a step's line that models with experts have besides. */
+static void put_experts(const struct meter *m, const struct step_report *r, struct buf *b)
+{
+	const struct step_experts *x = &r->experts;
+	const struct field f[] = {{"load_balancing_loss", x->balancing_loss},
+	                          {"router_z", x->z},
+	                          {"router_entropy", x->entropy},
+	                          {"expert_load_imbalance", expert_load_imbalance(x)},
+	                          {"dropped_choices", (double)m->dropped},
+	                          {"overflow_choices", (double)m->overflow}};
+	if (!x->layers)
+		return;
+	put_fields(b, f, sizeof f / sizeof *f);
+	for (int l = 0; l < x->layers; l++)
+		buf_printf(b, "%s%d", l ? ", " : ", \"expert_layers\": [", x->layer[l]);
+	buf_puts(b, "], \"expert_load\": ");
+	expert_load_put_json(x, b);
 }
 
 void meter_step(struct meter *m, const struct step_report *r)
@@ -127,6 +168,9 @@ void meter_step(struct meter *m, const struct step_report *r)
 	m->steps++;
 	m->seconds += r->seconds;
 	m->skipped += r->skipped;
+	m->dropped += r->experts.dropped;
+	m->overflow += r->experts.overflow;
+	m->overflow_sum += r->experts.overflow;
 	m->smooth_step_s = m->smooth_step_s > 0 ? 0.95 * m->smooth_step_s + 0.05 * r->seconds : r->seconds;
 	double batch = (double)c->train.global_batch_size,
 	       tokens_per_step = batch * (double)c->model.seq_length;
@@ -139,7 +183,6 @@ void meter_step(struct meter *m, const struct step_report *r)
 		return;
 	}
 	const struct field f[] = {
-	        {"step", (double)r->step},
 	        {"lm_loss", r->lm_loss},
 	        {"lr", r->lr},
 	        {"grad_norm", r->grad_norm},
@@ -154,8 +197,11 @@ void meter_step(struct meter *m, const struct step_report *r)
 	        {"mem_bytes", (double)m->mem_bytes},
 	        {"skipped", (double)m->skipped},
 	};
-	write_fields(m->file, f, sizeof f / sizeof *f, "");
+	struct buf experts = {0};
+	put_experts(m, r, &experts);
+	write_line(m->file, r->step, experts.data ? experts.data : "", f, sizeof f / sizeof *f);
+	buf_free(&experts);
 	log_info("%s", line);
 	m->seconds = 0;
-	m->steps = 0;
+	m->steps = m->dropped = m->overflow = 0;
 }

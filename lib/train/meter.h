@@ -2,7 +2,7 @@
 #ifndef PENTAD_TRAIN_METER_H
 #define PENTAD_TRAIN_METER_H
 
-#include "train/config.h"
+#include "train/step.h"
 
 #include <stdio.h>
 
@@ -16,7 +16,8 @@ struct meter {
 	int64_t skipped;
 	/* Since the last line. */
 	double seconds, loss_sum;
-	int64_t steps;
+	int64_t steps, dropped, overflow;
+	int64_t overflow_sum; /* of the run */
 	/* The newest validation, for the line. */
 	double val_loss;
 	int64_t val_step;
@@ -27,6 +28,7 @@ struct step_report {
 	int64_t step;
 	double lm_loss, grad_norm, lr, seconds;
 	bool skipped;
+	struct step_experts experts; /* all 0 where the model has none */
 };
 
 /* Opens RUN/metrics.jsonl and drops what it says of steps after `step` (a run that was killed behind its

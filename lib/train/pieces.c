@@ -90,7 +90,7 @@ bool piece_is_owned(const struct program *t, const struct piece *q, enum shard_s
 	if (!b || !b->like.counts)
 		return false;
 	for (int a = 0; a < AXIS_COUNT; a++)
-		if (a != AXIS_pp && t->prog.axis_size[a] > 1 && v->place[a] == PLACE_REPLICATED)
+		if (prog_lies_along(v, a) && t->prog.axis_size[a] > 1 && v->place[a] == PLACE_REPLICATED)
 			copies |= 1u << a;
 	if (!copies)
 		return true;

@@ -6,15 +6,20 @@
 
 enum { EDGE_SLOTS = 2 }; /* a result is computed while the one before is on its way */
 
+static const enum model_exchange exchanges[] = {[PARALLEL_CP_P2P] = EXCHANGE_P2P,
+                                                [PARALLEL_CP_ALL_GATHER] = EXCHANGE_ALL_GATHER,
+                                                [PARALLEL_CP_A2A] = EXCHANGE_A2A};
 static const enum dtype weight_types[] = {[PRECISION_FP32] = DT_f32, [PRECISION_BF16] = DT_bf16};
 
 int program_mesh(const struct config *c, enum model_use use, struct mesh *mesh, struct err *e)
 {
 	const struct parallel_config *p = &c->parallel;
+	bool experts = c->model.num_experts != OPTION_NULL_INT;
 	struct mesh_sizes sizes = {.tp = (int)p->tensor_model_parallel_size,
+	                           .cp = (int)p->context_parallel_size,
 	                           .pp = (int)p->pipeline_model_parallel_size,
-	                           .ep = 1,
-	                           .etp = 1,
+	                           .ep = experts ? (int)p->expert_model_parallel_size : 1,
+	                           .etp = experts ? (int)p->expert_tensor_parallel_size : 1,
 	                           .rp = (int)c->ddp.num_distributed_optimizer_instances};
 	if (use == MODEL_GENERATE)
 		return mesh_init(mesh, 1, &(struct mesh_sizes){0}, e);
@@ -81,21 +86,32 @@ static int order_work(struct program *t, const struct config *c, enum model_use 
 
 static uint32_t repeats_of(const struct config *c)
 {
-	uint32_t set = c->parallel.sequence_parallel ? 1u << REPEAT_GATHERS : 0;
+	bool gathers = c->parallel.sequence_parallel || c->parallel.context_parallel_size > 1;
+	uint32_t set = gathers ? 1u << REPEAT_GATHERS : 0;
 	if (c->recompute.granularity == RECOMPUTE_SELECTIVE)
 		set |= config_recompute_modules(c);
 	return c->recompute.granularity == RECOMPUTE_FULL ? set | 1u << REPEAT_LAYERS : set;
 }
 
+static bool balances(const struct model_config *c)
+{
+	return c->moe_z_loss_coeff > 0 ||
+	       (c->moe_router_load_balancing_type != MODEL_BALANCING_NONE && c->moe_aux_loss_coeff > 0);
+}
+
 static void differentiate(struct program *t)
 {
-	struct seed seed[PROG_MAX_CHUNKS];
+	struct seed seed[PROG_MAX_CHUNKS + 1];
 	size_t n = 0;
+	int32_t balancing = t->model.n_expert_layers ? t->model.expert_sum[EXPERT_LOSS] : NONE;
 	for (int i = 0; i < t->model.spec.n_chunk; i++) {
 		const struct model_edge *edge = &t->model.edge[i];
 		seed[n++] = t->chunk[i].has_head ? (struct seed){t->model.loss, t->model.loss_scale}
 		                                 : (struct seed){edge->out, edge->out_adjoint};
 	}
+	/* It is a sum over tokens like the loss, and weighs as much as its coefficients say. */
+	if (balancing != NONE && t->prog.value[balancing].def != NONE && balances(t->model.spec.config))
+		seed[n++] = (struct seed){balancing, t->model.loss_scale};
 	prog_backward(&t->prog, seed, n);
 }
 
@@ -159,7 +175,7 @@ static void shard(struct program *t, const struct config *c)
 		                               .chunk = q->chunk,
 		                               .layer = q->layer,
 		                               .decay = q->decay,
-		                               .cut = q->cut,
+		                               .is_buffer = q->is_buffer,
 		                               .tied = q->tie != TIE_NONE,
 		                               .counts = q->tie != TIE_COPY,
 		                               .partial = q->partial};
@@ -168,24 +184,65 @@ static void shard(struct program *t, const struct config *c)
 	free(list);
 }
 
-/* The sum of the targets' losses over the ranks that have some: the last stage of every data-parallel rank.
- */
+static uint32_t ranks_that_add_up(const struct prog *p)
+{
+	uint32_t axes = 0;
+	for (int a = 0; a < AXIS_COUNT; a++)
+		if (AXES_DENSE >> a & 1 && p->axis_size[a] > 1)
+			axes |= 1u << a;
+	return axes;
+}
+
+static void zero(struct prog *p, int32_t v)
+{
+	prog_emit(p, OP_zero, NULL, HERE, NULL, 0, (int32_t[OP_MAX_OUT]){v});
+}
+
+static int32_t add_over(struct prog *p, uint32_t axes, int32_t v)
+{
+	return axes ? EMIT(p, all_reduce, ARG(.comm = {axes}), v) : v;
+}
+
+/* The sum of the targets' losses over the ranks that have some: the last stage of every rank that has
+ * samples, or parts of some. */
 static void sum_loss(struct program *t)
 {
+	static const enum mesh_axis rows[] = {AXIS_cp, AXIS_dp, AXIS_rp};
 	struct prog *p = &t->prog;
-	uint32_t axes = 0;
 	int32_t loss = t->model.loss;
 	p->segment = SEG_NORM;
 	p->chunk = 0;
 	if (t->model.targets == NONE) {
-		prog_place(p, loss, AXIS_dp, PLACE_PARTIAL);
-		prog_place(p, loss, AXIS_rp, PLACE_PARTIAL);
-		prog_emit(p, OP_zero, NULL, HERE, NULL, 0, (int32_t[OP_MAX_OUT]){loss});
+		for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+			prog_place(p, loss, rows[i], PLACE_PARTIAL);
+		zero(p, loss);
 	}
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if ((AXES_DATA | AXIS_BIT(pp)) >> a & 1 && p->axis_size[a] > 1)
-			axes |= 1u << a;
-	t->loss = axes ? EMIT(p, all_reduce, ARG(.comm = {axes}), loss) : loss;
+	t->loss = add_over(p, ranks_that_add_up(p) & (AXES_DATA | AXIS_BIT(cp) | AXIS_BIT(pp)), loss);
+}
+
+/* What the experts' layers of all stages and ranks have counted; then their routers' biases move. */
+static void sum_experts(struct program *t)
+{
+	struct prog *p = &t->prog;
+	struct model *m = &t->model;
+	int64_t E = m->spec.config->num_experts;
+	if (!m->n_expert_layers)
+		return;
+	for (int k = 0; k < EXPERT_SUM_COUNT; k++)
+		if (p->value[m->expert_sum[k]].def == NONE)
+			zero(p, m->expert_sum[k]);
+	for (int32_t l = 0; l < m->n_expert_layers; l++)
+		if (p->value[m->expert_load_of[l]].def == NONE)
+			zero(p, m->expert_load_of[l]);
+	t->expert_sums = add_over(p, ranks_that_add_up(p), m->expert_sums);
+	t->expert_load = add_over(p, ranks_that_add_up(p), m->expert_load);
+	p->segment = SEG_STEP;
+	for (int32_t l = 0; l < m->n_expert_layers && m->spec.use == MODEL_TRAIN; l++)
+		if (m->expert_bias[l] != NONE)
+			EMIT(p, bias_update,
+			     ARG(.bias_update = {(float)m->spec.config->moe_router_bias_update_rate}),
+			     m->expert_bias[l], prog_view(p, "expert load", t->expert_load, l * E, E));
+	p->segment = SEG_NORM;
 }
 
 /* Segments whose collectives run beside what follows. */
@@ -199,17 +256,16 @@ static void take_place(struct program *t, int rank)
 {
 	t->rank = rank;
 	mesh_coords(&t->mesh, rank, t->coord);
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (AXES_DENSE >> a & 1) {
-			t->prog.axis_size[a] = t->mesh.size[a];
-			t->prog.axis_rank[a] = t->coord[a];
-		}
+	for (int a = 0; a < AXIS_COUNT; a++) {
+		t->prog.axis_size[a] = t->mesh.size[a];
+		t->prog.axis_rank[a] = t->coord[a];
+	}
 }
 
 int program_build(struct program *t, const struct config *c, enum model_use use, int32_t rows, int rank,
                   struct err *e)
 {
-	*t = (struct program){.loss = NONE};
+	*t = (struct program){.loss = NONE, .expert_sums = NONE, .expert_load = NONE};
 	prog_init(&t->prog);
 	if (c->derived.padded_vocab_size == OPTION_NULL_INT)
 		return err_set(e, EXIT_CONFIG,
@@ -229,6 +285,9 @@ int program_build(struct program *t, const struct config *c, enum model_use use,
 	                          .use = use,
 	                          .batch = generates ? 1 : (int32_t)c->train.micro_batch_size,
 	                          .rows = generates ? rows : (int32_t)c->model.seq_length,
+	                          .exchange = exchanges[c->parallel.cp_comm_type],
+	                          .resets_positions = c->dataset.reset_position_ids,
+	                          .resets_attention = c->dataset.reset_attention_mask,
 	                          .sequence_parallel = c->parallel.sequence_parallel,
 	                          .chunk = t->chunk,
 	                          .n_chunk = chunks};
@@ -237,10 +296,11 @@ int program_build(struct program *t, const struct config *c, enum model_use use,
 	if (use == MODEL_TRAIN)
 		run_passes(t, c);
 	shard(t, c);
-	if (!generates)
+	if (!generates) {
 		sum_loss(t);
-	if (use == MODEL_TRAIN)
-		prog_overlap(&t->prog, overlapped(c));
+		sum_experts(t);
+	}
+	prog_overlap(&t->prog, use == MODEL_TRAIN ? overlapped(c) : 0);
 	prog_plan(&t->prog);
 	prog_check(&t->prog);
 	*e = t->prog.e;

@@ -17,6 +17,9 @@ struct program {
 	struct schedule schedule; /* of this rank; MODEL_GENERATE has none */
 	struct sharding sharding;
 	int32_t loss; /* f64 [1]: the sum over all targets of all ranks, after SEG_NORM */
+	/* The model's sums of mixture-of-experts layers over all ranks, after SEG_NORM; NONE where it has
+	 * none. */
+	int32_t expert_sums, expert_load;
 };
 
 /* The mesh that a checked configuration asks for; of one rank for MODEL_GENERATE. */

@@ -9,6 +9,7 @@
 #include "data/tokenizer.h"
 #include "model/hf.h"
 #include "train/estimate.h"
+#include "train/expert_load.h"
 #include "train/meter.h"
 #include "train/pieces.h"
 #include "train/probe.h"
@@ -33,6 +34,7 @@ struct run {
 	struct dataset *data, *valid;
 	struct position position;
 	struct meter meter;
+	struct step_experts experts; /* of the last step */
 	struct memory planned;
 	double matmul_peak; /* flop/s */
 	bool memory_checked;
@@ -42,18 +44,34 @@ struct run {
 	double started_s, save_s;
 };
 
+static int override_id(struct config *c, const char *key, int32_t value, struct err *e)
+{
+	char text[32];
+	snprintf(text, sizeof text, "%d", value);
+	return config_override(c, key, text, c->tokenizer.tokenizer_model, e);
+}
+
 int run_complete_config(struct config *c, struct err *e)
 {
 	struct tokenizer *t;
-	char text[32];
-	if (!c->tokenizer.tokenizer_model || config_is_given(c, "model.vocab_size"))
+	bool resets = c->dataset.reset_position_ids || c->dataset.reset_attention_mask;
+	bool needs_size = !config_is_given(c, "model.vocab_size");
+	bool needs_eod = resets && !config_is_given(c, "tokenizer.eod_id");
+	const char *path = c->tokenizer.tokenizer_model;
+	if (!path || (!needs_size && !needs_eod))
 		return 0;
-	int rc = tokenizer_load(c->tokenizer.tokenizer_model, &t, e);
+	int rc = tokenizer_load(path, &t, e);
 	if (rc)
 		return rc;
-	snprintf(text, sizeof text, "%d", tokenizer_vocab_size(t));
+	int32_t size = tokenizer_vocab_size(t), eod = tokenizer_eod(t);
 	tokenizer_free(t);
-	return config_override(c, "model.vocab_size", text, c->tokenizer.tokenizer_model, e);
+	if (needs_eod && eod < 0)
+		return err_set(e, EXIT_CONFIG,
+		               "tokenizer.eod_id: %s does not say which token ends a document; give its id",
+		               path);
+	if (needs_size)
+		rc = override_id(c, "model.vocab_size", size, e);
+	return !rc && needs_eod ? override_id(c, "tokenizer.eod_id", eod, e) : rc;
 }
 
 /* Data */
@@ -276,8 +294,10 @@ static int one_step(struct run *r, struct err *e)
 	r->position.updates += !result.skipped;
 	r->position.consumed_samples += (uint64_t)r->c->train.global_batch_size;
 	r->skips = result.skipped ? r->skips + 1 : 0;
-	struct step_report report = {step, result.lm_loss,        result.grad_norm,
-	                             lr,   clock_now_s() - begin, result.skipped};
+	struct step_report report = {
+	        step,           result.lm_loss, result.grad_norm, lr, clock_now_s() - begin,
+	        result.skipped, result.experts};
+	r->experts = result.experts;
 	if (r->world->rank == 0)
 		meter_step(&r->meter, &report);
 	if (!result.skipped && (rc = check_memory(r, e)))
@@ -412,6 +432,22 @@ static int report_memory(struct run *r, struct err *e)
 	return rc;
 }
 
+/* How the last step's tokens went to the experts, and what the run lost for want of room. */
+static void report_experts(struct run *r)
+{
+	struct buf b = {0};
+	if (!r->experts.layers || r->world->rank)
+		return;
+	expert_load_put_table(&r->experts, &b);
+	for (char *line = strtok(b.data, "\n"); line; line = strtok(NULL, "\n"))
+		log_info("%s", line);
+	buf_free(&b);
+	if (r->meter.overflow_sum)
+		log_warn("%lld choices found no room on the ranks of their experts: raise "
+		         "model.moe_expert_rank_capacity_factor (%g), or leave it out",
+		         (long long)r->meter.overflow_sum, r->c->model.moe_expert_rank_capacity_factor);
+}
+
 static int open_run(struct run *r, struct err *e)
 {
 	r->at.world = r->world->size > 1 ? r->world : NULL;
@@ -471,6 +507,7 @@ int run_train(const struct config *c, struct comm *world, const struct run_optio
 		rc = loop(r, e);
 	}
 	if (rc == 0 || rc == EXIT_AGAIN) {
+		report_experts(r);
 		int reported = report_memory(r, e);
 		rc = reported ? reported : rc;
 	}

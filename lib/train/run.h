@@ -12,7 +12,8 @@ struct run_options {
 	int local_ranks; /* of this host: cores are shared out among them */
 };
 
-/* Fills in what the tokenizer and the pretrained checkpoint decide (vocab_size). Every rank alike. Local. */
+/* Fills in what the tokenizer decides: vocab_size, eod_id where samples are cut at the ends of documents.
+ * Every rank alike. Local. */
 int run_complete_config(struct config *c, struct err *e);
 /* The device that dist.device names, and an open stream on it with the threads of this rank. Local. */
 int run_open_device(const struct config *c, int local_ranks, const struct backend **backend,

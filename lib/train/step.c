@@ -1,26 +1,11 @@
 #include "train/step.h"
 #include "base/clock.h"
-#include "base/rng.h"
 #include "comm/queue.h"
 #include "kernels/kernels.h"
 #include "train/transfer.h"
 
 #include <math.h>
 #include <stdlib.h>
-
-static void upload_positions(struct step *s)
-{
-	const struct model *m = &s->program.model;
-	int32_t rows = m->spec.batch * m->spec.rows;
-	for (int32_t i = 0; i < rows; i++)
-		s->tokens[i] = i % m->spec.rows;
-	if (m->positions != NONE)
-		exec_upload(s->exec, m->positions, s->tokens);
-	if (m->row_positions == NONE)
-		return;
-	int32_t mine = s->program.prog.value[m->row_positions].dim[0];
-	exec_upload(s->exec, m->row_positions, s->tokens + mine * s->program.coord[AXIS_tp]);
-}
 
 static int world_rank(const struct place_of_rank *at)
 {
@@ -59,10 +44,30 @@ static int create_exec(struct step *s, const struct step *weights_of, struct err
 	return exec_create(&s->exec, &s->program.prog, s->at.backend, s->at.stream, &options, e);
 }
 
+static int64_t load_count(const struct step *s)
+{
+	const struct model *m = &s->program.model;
+	return m->n_expert_layers ? m->n_expert_layers * m->spec.config->num_experts : 0;
+}
+
+static int32_t *number_expert_layers(const struct model *m)
+{
+	const struct model_config *c = m->spec.config;
+	bool *is_moe = mem_array((size_t)c->num_layers, sizeof *is_moe);
+	int32_t *layer = mem_array((size_t)m->n_expert_layers + 1, sizeof *layer);
+	struct err e = {0};
+	if (m->n_expert_layers && !model_moe_layers(c, is_moe, &e))
+		for (int32_t l = 0, n = 0; l < c->num_layers; l++)
+			if (is_moe[l])
+				layer[n++] = l;
+	free(is_moe);
+	return layer;
+}
+
 int step_create(struct step *s, const struct config *c, enum model_use use, const struct place_of_rank *at,
                 const struct step *weights_of, struct err *e)
 {
-	*s = (struct step){.config = c, .at = *at, .dropout_key = rng_key((uint64_t)c->rng.seed, "dropout")};
+	*s = (struct step){.config = c, .at = *at};
 	int rc = agree(s, program_build(&s->program, c, use, 0, world_rank(at), e), e);
 	if (!rc && at->world)
 		rc = groups_open(at->groups, at->world, &s->program.mesh, &s->program.prog, e);
@@ -72,15 +77,13 @@ int step_create(struct step *s, const struct config *c, enum model_use use, cons
 		step_free(s);
 		return rc;
 	}
-	size_t n = (size_t)s->program.model.spec.batch * (size_t)s->program.model.spec.rows;
-	s->tokens = mem_array(n, sizeof *s->tokens);
-	s->targets = mem_array(n, sizeof *s->targets);
-	s->keys = mem_array((size_t)s->program.model.spec.batch, sizeof *s->keys);
+	batch_open(&s->batch, &s->program, s->exec, c);
+	s->load = mem_array((size_t)load_count(s) + 1, sizeof *s->load);
+	s->expert_layer = number_expert_layers(&s->program.model);
 	s->slot_s = mem_array(s->program.schedule.n, sizeof *s->slot_s);
 	if (s->program.mesh.size[AXIS_pp] > 1)
 		s->transfers =
 		        transfers_new(&s->program, s->exec, groups_find(at->groups, AXIS_BIT(pp)), s->queue);
-	upload_positions(s);
 	if (!weights_of)
 		model_fill_constants(&s->program.model, s->exec);
 	return 0;
@@ -92,49 +95,11 @@ void step_free(struct step *s)
 	transfers_free(s->transfers);
 	exec_free(s->exec);
 	program_free(&s->program);
-	free(s->tokens);
-	free(s->targets);
-	free(s->keys);
+	batch_close(&s->batch);
+	free(s->load);
+	free(s->expert_layer);
 	free(s->slot_s);
 	*s = (struct step){0};
-}
-
-/* Tokens of a dry run: any, but the same for the same sample. */
-static int make_up_batch(struct step *s, uint64_t first)
-{
-	int64_t n = (int64_t)s->program.model.spec.batch * s->program.model.spec.rows;
-	for (int64_t i = 0; i < n; i++) {
-		s->tokens[i] =
-		        (int32_t)(rng_bits(first, (uint64_t)i) % (uint64_t)s->config->model.vocab_size);
-		s->targets[i] =
-		        (int32_t)(rng_bits(first + 1, (uint64_t)i) % (uint64_t)s->config->model.vocab_size);
-	}
-	return 0;
-}
-
-/* Micro-batch m of the global batch: consecutive chunks of micro_batch_size · data_parallel samples, of which
- * each rank takes its part; the set of samples in a step is the same for any number of ranks. */
-static int load_micro_batch(struct step *s, const struct dataset *d, uint64_t first_sample, int64_t m,
-                            struct err *e)
-{
-	const struct model *model = &s->program.model;
-	int64_t B = model->spec.batch, ranks = program_data_ranks(&s->program);
-	uint64_t first = first_sample + (uint64_t)(m * B * ranks + program_data_rank(&s->program) * B);
-	int rc = 0;
-	if (model->tokens != NONE || model->targets != NONE)
-		rc = d ? dataset_batch(d, first, (int)B, s->tokens, s->targets, e) : make_up_batch(s, first);
-	if (rc)
-		return rc;
-	if (model->tokens != NONE)
-		exec_upload_of(s->exec, model->tokens, m, s->tokens);
-	if (model->targets != NONE)
-		exec_upload_of(s->exec, model->targets, m, s->targets);
-	if (model->keys == NONE)
-		return 0;
-	for (int64_t i = 0; i < B; i++)
-		s->keys[i] = (int64_t)rng_subkey(s->dropout_key, first + (uint64_t)i);
-	exec_upload_of(s->exec, model->keys, m, s->keys);
-	return 0;
 }
 
 static double targets_of_a_step(const struct step *s)
@@ -186,7 +151,7 @@ static int slot_forward(struct pass *q, const struct slot *slot)
 		return rc;
 	if (slot->chunk == 0) {
 		struct err here = {0};
-		note_failure(q, load_micro_batch(s, q->data, q->first_sample, slot->micro_batch, &here),
+		note_failure(q, batch_load(&s->batch, q->data, q->first_sample, slot->micro_batch, &here),
 		             &here);
 	}
 	run_part(q, SEG_BIT(FWD), slot->chunk, slot->micro_batch, q->first && slot->micro_batch == 0);
@@ -262,6 +227,26 @@ static int run_together(struct step *s, uint32_t segments, struct err *e)
 	return (p->nan_hunt || p->compare_kernels) && !exec_is_lost(s->exec) ? agree(s, rc, e) : rc;
 }
 
+static void read_experts(struct step *s, struct step_experts *x)
+{
+	const struct model *m = &s->program.model;
+	double sum[EXPERT_SUM_COUNT], tokens = targets_of_a_step(s);
+	*x = (struct step_experts){0};
+	if (!m->n_expert_layers)
+		return;
+	exec_download(s->exec, s->program.expert_sums, sum);
+	exec_download(s->exec, s->program.expert_load, s->load);
+	*x = (struct step_experts){.layers = m->n_expert_layers,
+	                           .experts = (int)s->config->model.num_experts,
+	                           .layer = s->expert_layer,
+	                           .load = s->load,
+	                           .balancing_loss = sum[EXPERT_LOSS] / tokens,
+	                           .z = sum[EXPERT_Z] / tokens / m->n_expert_layers,
+	                           .entropy = sum[EXPERT_ENTROPY] / tokens / m->n_expert_layers,
+	                           .dropped = (int64_t)sum[EXPERT_DROPPED],
+	                           .overflow = (int64_t)sum[EXPERT_OVERFLOW]};
+}
+
 int step_gradients(struct step *s, const struct dataset *d, uint64_t first_sample, struct step_result *r,
                    struct err *e)
 {
@@ -280,6 +265,7 @@ int step_gradients(struct step *s, const struct dataset *d, uint64_t first_sampl
 	r->lm_loss = loss / targets_of_a_step(s);
 	r->grad_norm = sqrt(norm2);
 	r->skipped = !isfinite(loss) || !isfinite(norm2);
+	read_experts(s, &r->experts);
 	return 0;
 }
 

@@ -4,7 +4,7 @@
 #ifndef PENTAD_TRAIN_STEP_H
 #define PENTAD_TRAIN_STEP_H
 
-#include "data/dataset.h"
+#include "train/batch.h"
 #include "train/groups.h"
 #include "train/program.h"
 
@@ -27,18 +27,30 @@ struct step {
 	struct exec *exec;
 	struct comm_queue *queue;    /* communication beside computation; NULL: none asked for */
 	struct transfers *transfers; /* between pipeline stages; NULL where there is one */
-	int32_t *tokens, *targets;   /* [B·T] staging */
-	int64_t *keys;               /* [B] */
-	uint64_t dropout_key;
+	struct batch batch;
+	int32_t *load; /* [layers,experts]: how many choices each expert got in the last step */
+	int32_t *expert_layer; /* [layers]: their numbers in the model */
 	/* Of the last pass through the schedule: seconds from its first slot to its last, and those of every
 	 * slot [schedule.n] that were work, not waiting for another stage. */
 	double pass_s, *slot_s;
+};
+
+struct step_experts { /* all 0 where there are none */
+	int layers, experts;
+	const int32_t *layer;  /* [layers]: their numbers in the model */
+	const int32_t *load;   /* [layers,experts]; the step's, until the next one */
+	double balancing_loss; /* mean over tokens, of all layers, coefficients applied: part of what is
+	                          minimized */
+	double z, entropy;     /* means over tokens and layers; entropy of the router's scores, in nats */
+	int64_t dropped,
+	        overflow; /* choices of this step that no expert took, since it was full, or its rank */
 };
 
 struct step_result {
 	double lm_loss;   /* mean over the targets of the global batch */
 	double grad_norm; /* before clipping; 0 for evaluation */
 	bool skipped;     /* not finite: weights were left alone */
+	struct step_experts experts;
 };
 
 /* Builds this rank's program for MODEL_TRAIN or MODEL_EVALUATE, opens the groups it communicates over and

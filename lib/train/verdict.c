@@ -33,6 +33,7 @@ struct judged {
 	int32_t layer;
 	double noise;       /* the bound of its gradient in step 1, as Adam sees it: over eps */
 	struct piece whole; /* where it lies on one rank, in this stage */
+	bool is_here;       /* some tensors have no gradient, or no master */
 	double largest;
 	double slack;        /* how far an element may be from that of one rank, its own rounding apart */
 	int64_t owned;       /* elements */
@@ -53,7 +54,7 @@ struct verdict {
 	const struct step *reference, *layout;
 	struct bounds bounds;
 	struct judged *tensor; /* in the order of the model's parts */
-	size_t n;
+	size_t n, n_here;      /* of the model, of this stage */
 	enum verdict_stage stage;
 	int moment; /* counts stages and steps */
 	int64_t step, boxes;
@@ -149,7 +150,7 @@ static const char *rank_text(const struct verdict *d, int rank, char *out, size_
 	const struct mesh *m = &d->layout->program.mesh;
 	mesh_coords(m, rank, coord);
 	for (int a = 0; a < AXIS_COUNT; a++) {
-		if (!(AXES_DENSE >> a & 1) || m->size[a] == 1)
+		if (!((AXES_DENSE | AXIS_BIT(ep) | AXIS_BIT(etp)) >> a & 1) || m->size[a] == 1)
 			continue;
 		used += (size_t)snprintf(out + used, cap - used, "%s%s %d", any ? ", " : " (",
 		                         mesh_axis_name((enum mesh_axis)a), coord[a]);
@@ -299,14 +300,18 @@ void verdict_begin(struct verdict *d, enum verdict_stage stage)
 	const struct program *t = &d->reference->program;
 	struct piece *list;
 	size_t n = pieces_list(t, stages[stage].state, &list);
-	ASSERT(n == d->n);
+	ASSERT(n <= d->n);
 	d->stage = stage;
+	d->n_here = n;
+	for (size_t i = 0; i < d->n; i++)
+		d->tensor[i].is_here = false;
 	d->moment++;
 	d->boxes = 0;
 	d->largest = 0;
 	for (size_t i = 0; i < n; i++) {
 		struct judged *to = &d->tensor[list[i].part - t->model.part];
 		to->whole = list[i];
+		to->is_here = true;
 		to->owned = 0;
 		to->n_copy = 0;
 		to->worst = to->share = 0;
@@ -315,9 +320,9 @@ void verdict_begin(struct verdict *d, enum verdict_stage stage)
 		d->largest = fmax(d->largest, to->largest);
 	}
 	free(list);
-	for (size_t i = 0; i < n; i++) {
+	for (size_t i = 0; i < d->n; i++) {
 		struct judged *j = &d->tensor[i];
-		j->slack = slack_of[stage](d, j);
+		j->slack = j->is_here ? slack_of[stage](d, j) : 0;
 		if (stage == VERDICT_GRADIENTS)
 			j->noise = d->largest > 0 ? j->slack / (d->bounds.eps * d->largest) : 0;
 	}
@@ -410,7 +415,7 @@ void verdict_take(struct verdict *d, int rank, const struct verdict_box *box, co
 	struct judged *t = judged_named(d, box->name);
 	char who[120];
 	d->boxes++;
-	if (!t || !lies_within(box, t->whole.part)) {
+	if (!t || !t->is_here || !lies_within(box, t->whole.part)) {
 		find(d, t, rank, "%s differs on %s: one rank has no such rows, from %lld on",
 		     t ? "" : box->name, rank_text(d, rank, who, sizeof who), (long long)box->offset[0]);
 		return;
@@ -426,11 +431,14 @@ static void put_stage(const struct verdict *d, struct buf *b)
 	char when[40];
 	size_t differ = 0;
 	for (size_t i = 0; i < d->n; i++) {
-		worst = d->tensor[i].share > worst->share ? &d->tensor[i] : worst;
-		differ += d->tensor[i].differs;
+		const struct judged *t = &d->tensor[i];
+		if (!t->is_here)
+			continue;
+		worst = t->share > worst->share ? t : worst;
+		differ += t->differs;
 	}
 	buf_printf(b, "%s %s: %zu tensors in %lld boxes", stages[d->stage].all,
-	           when_text(d, when, sizeof when), d->n, (long long)d->boxes);
+	           when_text(d, when, sizeof when), d->n_here, (long long)d->boxes);
 	if (differ)
 		buf_printf(b, ", %zu DIFFER", differ);
 	if (worst->share > 0)
@@ -446,7 +454,7 @@ void verdict_end(struct verdict *d, struct buf *b)
 	for (size_t i = 0; i < d->n; i++) {
 		struct judged *t = &d->tensor[i];
 		int64_t count = count_of(t->whole.part);
-		if (t->owned != count)
+		if (t->is_here && t->owned != count)
 			find(d, t, INT_MAX, "has %lld elements, its owners hold %lld", (long long)count,
 			     (long long)t->owned);
 	}

@@ -190,6 +190,21 @@ static void put_layout(const struct config *c, struct buf *b)
 	buf_printf(b, "data_parallel %lld", (long long)c->derived.data_parallel_size);
 }
 
+/* What may differ although the layout is right. */
+static void put_notes(const struct config *c, struct buf *b)
+{
+	const struct model_config *m = &c->model;
+	if (m->num_experts == OPTION_NULL_INT)
+		return;
+	if (c->mixed_precision.precision != PRECISION_FP32)
+		buf_puts(b, "note: a router near a tie chooses by rounding, which no bound covers; fp32 is "
+		            "safer with experts\n");
+	if (m->moe_router_load_balancing_type == MODEL_BALANCING_GLOBAL)
+		buf_puts(b, "note: global_aux_loss depends on how samples are dealt to micro-batches\n");
+	if (!isnan(m->moe_expert_rank_capacity_factor))
+		buf_puts(b, "note: what moe_expert_rank_capacity_factor drops depends on the layout\n");
+}
+
 static void say_hello(const struct verify *v)
 {
 	const struct config *c = v->config;
@@ -205,6 +220,7 @@ static void say_hello(const struct verify *v)
 	        v->data ? "of dataset.data_path" : "made up: no dataset.data_path", c->optimizer.lr,
 	        precision_choices[c->mixed_precision.precision].name);
 	verdict_put_bounds(v->verdict, &b);
+	put_notes(v->config, &b);
 	report(v, &b);
 }
 
