@@ -8,6 +8,7 @@
 #include "base/mem.h"
 #include "base/text.h"
 #include "comm/comm.h"
+#include "train/auto.h"
 #include "train/pieces.h"
 #include "train/run.h"
 #include "train/step.h"
@@ -146,6 +147,7 @@ static int run(struct joined *j, void *argument, struct err *e)
 	struct place_of_rank at = {.world = j->world->size > 1 ? j->world : NULL, .groups = &groups};
 	struct step s = {0};
 	struct result result;
+	auto_say(j->why);
 	int rc = run_open_device(&j->config, j->local_ranks, &at.backend, &at.stream, e);
 	if (!(rc = comm_any(j->world, rc, e)) &&
 	    !(rc = step_create(&s, &j->config, MODEL_TRAIN, &at, NULL, e))) {

@@ -5,6 +5,7 @@
 #include "base/sys.h"
 #include "comm/boot.h"
 #include "comm/comm.h"
+#include "train/auto.h"
 #include "train/run.h"
 
 #include <stdlib.h>
@@ -81,6 +82,8 @@ static int meet(const struct join *how, struct joined *j, int code, struct err *
 	log_set_rank(j->world->rank, j->world->size);
 	j->local_ranks = boot->local_size;
 	int rc = code || how->unchecked ? code : config_check(&j->config, j->world->size, e);
+	if (!rc && !how->unchecked)
+		rc = auto_choose(&j->config, j->world, 0, j->local_ranks, &j->why, e);
 	if (!rc)
 		rc = how->run(j, how->q, e);
 	if (rc == EXIT_INTERNAL && j->world->size > 1)

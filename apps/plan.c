@@ -1,13 +1,10 @@
 /* pentad plan: what a configuration costs, before a node-hour is spent. Bytes and operations are those of the
  * programs that `train` would run; only times rest on assumptions, and these are printed. */
 #include "apps/commands.h"
-#include "apps/options.h"
+#include "apps/plan.h"
 #include "base/err.h"
-#include "base/json.h"
 #include "base/log.h"
 #include "base/text.h"
-#include "train/estimate.h"
-#include "train/probe.h"
 #include "train/run.h"
 
 #include <math.h>
@@ -16,78 +13,57 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { COLUMNS = 6, MAX_WORLD = 1 << 24, MAX_ALTERNATIVES = 6, MAX_CHANGES = 3 };
+enum { COLUMNS = 6, MAX_WORLD = 1 << 24 };
 
-struct request {
-	struct cli_config layers;
-	int64_t world_size, ranks_per_node; /* 0: not given */
-	double memory_gib, tflops;          /* 0: not given */
-	bool explain, json;
-};
+/* The configuration and the machine */
 
-/* The same configuration with other values of a few keys. */
-struct alternative {
-	const char *name;
-	const char *set[MAX_CHANGES]; /* "key=value"; NULL behind the last */
-	bool is_now;
-	bool legal;
-	double bubble, flop_critical;
-	int64_t saved_bytes, total_bytes;
-};
-
-struct plan {
-	const struct request *q;
-	struct config c;
-	struct estimate x;
-	struct alternative schedule[MAX_ALTERNATIVES], recompute[MAX_ALTERNATIVES];
-	int n_schedule, n_recompute;
-	int64_t ranks_per_node, nodes, node_bytes, limit_bytes;
-	double rate; /* flop/s of a rank */
-	double step_s;
-	bool fits;
-};
-
-/* The configuration */
-
-/* What every rank needs to have at least one of: world size 0 means that. */
-static int64_t smallest_world(const struct config *c)
+static int ranks_on_a_node(const struct plan_request *q)
 {
-	const struct parallel_config *p = &c->parallel;
-	return p->tensor_model_parallel_size * p->context_parallel_size * p->pipeline_model_parallel_size *
-	       c->ddp.num_distributed_optimizer_instances;
+	int64_t ranks = q->ranks_per_node ? q->ranks_per_node : sysconf(_SC_NPROCESSORS_ONLN);
+	return ranks < MAX_WORLD ? (int)ranks : MAX_WORLD;
 }
 
-/* The files and sets of the request, then these. */
-static int load(const struct request *q, const char *const *set, size_t n, struct config *c, struct err *e)
+int plan_read(const struct plan_request *q, struct config *c, struct auto_machine *m, struct err *e)
 {
 	struct config_source source = cli_config_source(&q->layers);
-	const char **sets = mem_array(source.n_sets + n, sizeof *sets);
-	for (size_t i = 0; i < source.n_sets + n; i++)
-		sets[i] = i < source.n_sets ? source.sets[i] : set[i - source.n_sets];
-	source.sets = sets;
-	source.n_sets += n;
 	int rc = config_load(c, &source, e);
-	free(sets);
 	if (!rc)
 		rc = run_complete_config(c, e);
 	if (rc)
 		return rc;
-	int64_t world = q->world_size ? q->world_size : smallest_world(c);
+	int64_t world = q->world_size ? q->world_size : auto_smallest_world(c, MAX_WORLD);
 	if (world > MAX_WORLD)
-		return err_set(e, EXIT_CONFIG, "the layout needs %lld ranks; at most %d are allowed",
-		               (long long)world, MAX_WORLD);
+		return err_set(e, EXIT_CONFIG,
+		               "the layout needs more than %d ranks; at most as many are allowed", MAX_WORLD);
+	*m = auto_machine_of(c, (int)world, ranks_on_a_node(q));
+	m->rate = 1e12 * q->tflops;
+	if (q->memory_gib > 0)
+		m->node_bytes = (int64_t)(q->memory_gib * (1 << 30));
 	c->dist.device = DEVICE_AUTO; /* none is needed to plan for it */
-	return config_check(c, (int)world, e);
+	return 0;
+}
+
+int plan_measure(const struct config *c, struct auto_machine *m, struct err *e)
+{
+	return m->rate > 0 ? 0 : run_measure_device(c, m->ranks_per_node, &m->rate, e);
+}
+
+/* Chooses the layout where it is open: the best, or, where none fits, the one that needs least. */
+static int choose(struct plan *p, struct err *e)
+{
+	struct auto_search s = {0};
+	if (!config_layout_is_open(&p->c))
+		return 0;
+	int rc = auto_search(&s, &p->c, &p->machine, e);
+	if (!rc) {
+		(s.fitting ? auto_put_reason : auto_put_remedies)(&p->why, &s, &p->c);
+		rc = auto_apply(&p->c, &auto_best(&s)->layout, p->machine.world, e);
+	}
+	auto_free(&s);
+	return rc;
 }
 
 /* Alternatives */
-
-static int64_t ranks_on_a_node(const struct request *q, const struct config *c)
-{
-	int64_t cores = sysconf(_SC_NPROCESSORS_ONLN), world = c->derived.world_size;
-	int64_t ranks = q->ranks_per_node ? q->ranks_per_node : cores;
-	return ranks < world ? ranks : world;
-}
 
 static void summarise(struct alternative *a, const struct estimate *x)
 {
@@ -101,23 +77,19 @@ static void summarise(struct alternative *a, const struct estimate *x)
 /* An alternative that the rules refuse stays out. */
 static void try_alternative(struct plan *p, struct alternative *a)
 {
-	char vocabulary[48];
-	const char *set[MAX_CHANGES + 1];
-	size_t n = 0;
 	struct config c;
 	struct estimate x = {0};
 	struct err e = {0};
+	int rc = 0;
 	if (a->is_now) {
 		summarise(a, &p->x);
 		return;
 	}
-	while (n < MAX_CHANGES && a->set[n]) {
-		set[n] = a->set[n];
-		n++;
-	}
-	snprintf(vocabulary, sizeof vocabulary, "model.vocab_size=%lld", (long long)p->c.model.vocab_size);
-	set[n++] = vocabulary; /* so that no tokenizer is read again */
-	if (!load(p->q, set, n, &c, &e) && !estimate_layout(&x, &c, (int)p->ranks_per_node, &e))
+	config_copy(&c, &p->c);
+	for (int i = 0; i < MAX_CHANGES && a->set[i][0] && !rc; i++)
+		rc = config_replace(&c, a->set[i][0], a->set[i][1], "plan", &e);
+	if (!rc && !config_check(&c, p->machine.world, &e) &&
+	    !estimate_layout(&x, &c, p->machine.ranks_per_node, &e))
 		summarise(a, &x);
 	estimate_free(&x);
 	config_free(&c);
@@ -133,8 +105,7 @@ static void add_schedule(struct plan *p, enum parallel_schedule kind, int64_t ch
 	struct arena *keep = &p->c.arena;
 	*a = (struct alternative){
 	        .name = chunks > 1 ? arena_printf(keep, "%s, %lld chunks", word, (long long)chunks) : word,
-	        .set = {arena_printf(keep, "%s=%s", key, word),
-	                arena_printf(keep, "%s=%lld", chunks_key, (long long)chunks)},
+	        .set = {{key, word}, {chunks_key, arena_printf(keep, "%lld", (long long)chunks)}},
 	        .is_now = now->pipeline_schedule == kind &&
 	                  now->virtual_pipeline_model_parallel_size == chunks};
 	try_alternative(p, a);
@@ -155,177 +126,37 @@ static void compare_recomputation(struct plan *p)
 	for (int g = 0; g <= RECOMPUTE_FULL; g++) {
 		struct alternative *a = &p->recompute[p->n_recompute++];
 		const char *word = recompute_granularity_choices[g].name;
-		*a = (struct alternative){.name = word,
-		                          .set = {arena_printf(&p->c.arena, "recompute.granularity=%s", word),
-		                                  g == RECOMPUTE_FULL ? NULL : "recompute.num_layers=null"},
-		                          .is_now = (int)p->c.recompute.granularity == g};
+		*a = (struct alternative){
+		        .name = word,
+		        .set = {{"recompute.granularity", word},
+		                {g == RECOMPUTE_FULL ? NULL : "recompute.num_layers", "null"}},
+		        .is_now = (int)p->c.recompute.granularity == g};
 		try_alternative(p, a);
 	}
 }
 
 /* Assumptions */
 
-static int64_t host_bytes(void)
+static void assume(struct plan *p)
 {
-	return (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+	const struct auto_machine *m = &p->machine;
+	p->nodes = (m->world + m->ranks_per_node - 1) / m->ranks_per_node;
+	p->node_bytes = estimate_node_bytes(&p->x, m->world, m->ranks_per_node);
+	p->fits = p->node_bytes <= m->node_bytes;
+	p->step_s = m->rate > 0 ? p->x.flop_critical / m->rate : NAN;
 }
 
-static int measure_rate(struct plan *p, struct err *e)
-{
-	const struct backend *backend;
-	struct stream *stream;
-	int rc = run_open_device(&p->c, (int)p->ranks_per_node, &backend, &stream, e);
-	if (rc)
-		return rc;
-	p->rate = probe_matmul_peak(backend, stream, p->c.mixed_precision.precision == PRECISION_BF16);
-	backend->close(stream);
-	return 0;
-}
-
-static int assume(struct plan *p, struct err *e)
-{
-	const struct request *q = p->q;
-	int64_t world = p->c.derived.world_size;
-	p->nodes = (world + p->ranks_per_node - 1) / p->ranks_per_node;
-	p->node_bytes = estimate_node_bytes(&p->x, world, p->ranks_per_node);
-	p->limit_bytes = q->memory_gib > 0 ? (int64_t)(q->memory_gib * (1 << 30)) : host_bytes();
-	p->fits = p->node_bytes <= p->limit_bytes;
-	p->rate = 1e12 * q->tflops;
-	int rc = q->tflops > 0 ? 0 : measure_rate(p, e);
-	p->step_s = p->rate > 0 ? p->x.flop_critical / p->rate : NAN;
-	return rc;
-}
-
-static double run_s(const struct plan *p)
+double plan_run_s(const struct plan *p)
 {
 	return p->step_s * (double)p->c.train.train_iters;
 }
 
-static double node_hours(const struct plan *p)
+double plan_node_hours(const struct plan *p)
 {
-	return run_s(p) / 3600 * (double)p->nodes;
-}
-
-/* For programs */
-
-static void put_memory(struct buf *b, const struct memory *m)
-{
-	buf_printf(b, "{\"total\": %lld", (long long)memory_total(m));
-	for (int i = 0; i < MEMORY_COUNT; i++)
-		buf_printf(b, ", \"%s\": %lld", memory_rows[i].name, (long long)m->bytes[i]);
-	buf_puts(b, "}");
-}
-
-static void put_number(struct buf *b, const char *name, double x)
-{
-	buf_printf(b, ", \"%s\": ", name);
-	json_put_number(b, x);
-}
-
-static void put_wire(struct buf *b, const double *wire_bytes)
-{
-	double sum = 0;
-	for (int a = 0; a < AXIS_COUNT; a++)
-		sum += wire_bytes[a];
-	buf_puts(b, "{\"total\": ");
-	json_put_number(b, sum);
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (AXES_DENSE >> a & 1)
-			put_number(b, mesh_axis_name((enum mesh_axis)a), wire_bytes[a]);
-	buf_puts(b, "}");
-}
-
-static void put_stage(struct buf *b, const struct estimate_stage *s)
-{
-	buf_printf(b, "{\"rank\": %d, \"layers\": %lld, \"parameters\": %lld, \"operations\": %zu", s->rank,
-	           (long long)s->layers, (long long)s->parameters, s->operations);
-	put_number(b, "flops_per_step", s->flop);
-	buf_puts(b, ", \"memory_bytes\": ");
-	put_memory(b, &s->memory);
-	buf_puts(b, ", \"wire_bytes_per_step\": ");
-	put_wire(b, s->wire_bytes);
-	buf_puts(b, ", \"chunks\": [");
-	for (int i = 0; i < s->n_chunk; i++) {
-		const struct estimate_chunk *k = &s->chunk[i];
-		buf_printf(b, "%s{\"saved_bytes\": %lld, \"in_flight\": %d", i ? ", " : "",
-		           (long long)k->saved_bytes, k->in_flight);
-		put_number(b, "forward_flops", k->flop.forward);
-		put_number(b, "backward_flops", k->flop.backward);
-		put_number(b, "weight_flops", k->flop.weight);
-		buf_puts(b, "}");
-	}
-	buf_puts(b, "]}");
-}
-
-static void put_alternatives(struct buf *b, const char *name, const struct alternative *list, int n)
-{
-	bool any = false;
-	buf_printf(b, ", \"%s\": [", name);
-	for (int i = 0; i < n; i++) {
-		if (!list[i].legal)
-			continue;
-		buf_printf(
-		        b,
-		        "%s{\"name\": \"%s\", \"chosen\": %s, \"saved_bytes\": %lld, \"total_bytes\": %lld",
-		        any ? ", " : "", list[i].name, list[i].is_now ? "true" : "false",
-		        (long long)list[i].saved_bytes, (long long)list[i].total_bytes);
-		put_number(b, "bubble", list[i].bubble);
-		put_number(b, "critical_flops", list[i].flop_critical);
-		buf_puts(b, "}");
-		any = true;
-	}
-	buf_puts(b, "]");
-}
-
-static void put_assumptions(struct buf *b, const struct plan *p)
-{
-	put_number(b, "tflops_per_rank", p->rate / 1e12);
-	buf_printf(b, ", \"tflops_from\": \"%s\"",
-	           p->q->tflops > 0 ? "given" : "matrix products of this machine");
-	put_number(b, "seconds_per_step", p->step_s);
-	put_number(b, "seconds", run_s(p));
-	put_number(b, "node_hours", node_hours(p));
-	buf_printf(b,
-	           ", \"nodes\": %lld, \"ranks_per_node\": %lld, \"node_bytes\": %lld, "
-	           "\"node_limit_bytes\": %lld, \"fits\": %s",
-	           (long long)p->nodes, (long long)p->ranks_per_node, (long long)p->node_bytes,
-	           (long long)p->limit_bytes, p->fits ? "true" : "false");
-}
-
-static void print_json(const struct plan *p)
-{
-	const struct estimate *x = &p->x;
-	struct buf b = {0};
-	buf_printf(&b, "{\"parameters\": %lld, \"world_size\": %lld", (long long)x->parameters,
-	           (long long)p->c.derived.world_size);
-	put_number(&b, "flops_per_step", x->flop_per_step);
-	buf_printf(&b, ", \"checkpoint_bytes\": %lld", (long long)x->checkpoint_bytes);
-	put_number(&b, "bubble", x->bubble);
-	put_number(&b, "critical_flops", x->flop_critical);
-	buf_printf(&b, ", \"most_loaded_stage\": %d, \"memory_bytes\": ", x->most_loaded);
-	put_memory(&b, &x->stage[x->most_loaded].memory);
-	buf_puts(&b, ", \"stages\": [");
-	for (int s = 0; s < x->n_stage; s++) {
-		buf_puts(&b, s ? ", " : "");
-		put_stage(&b, &x->stage[s]);
-	}
-	buf_puts(&b, "]");
-	put_alternatives(&b, "schedules", p->schedule, p->n_schedule);
-	put_alternatives(&b, "recompute", p->recompute, p->n_recompute);
-	put_assumptions(&b, p);
-	buf_puts(&b, "}");
-	puts(b.data);
-	buf_free(&b);
+	return plan_run_s(p) / 3600 * (double)p->nodes;
 }
 
 /* For people */
-
-static const char *seconds(char *out, size_t cap, double s)
-{
-	if (s < 60)
-		snprintf(out, cap, "%.3g s", s);
-	return s < 60 ? out : text_duration(out, cap, s);
-}
 
 static const char *hours(char *out, size_t cap, double h)
 {
@@ -338,6 +169,8 @@ static void print_total(const struct plan *p)
 {
 	const struct estimate *x = &p->x;
 	char a[32];
+	if (p->why.length)
+		puts(p->why.data);
 	for (size_t i = 0; i < p->c.derived.equations.n; i++)
 		printf("%s\n", p->c.derived.equations.items[i]);
 	for (size_t i = 0; i < p->c.derived.stages.n; i++)
@@ -469,7 +302,7 @@ static void print_alternatives(const struct plan *p, const char *title, const st
 			       100 * list[i].bubble,
 			       text_bytes(saved, sizeof saved, (double)list[i].saved_bytes),
 			       text_bytes(total, sizeof total, (double)list[i].total_bytes),
-			       seconds(time, sizeof time, list[i].flop_critical / p->rate));
+			       text_seconds(time, sizeof time, list[i].flop_critical / p->machine.rate));
 	}
 }
 
@@ -480,17 +313,19 @@ static void print_times(const struct plan *p)
 	printf("time              %12s   a step at least: all work at %.3g Tflop/s a rank (%s), "
 	       "communication "
 	       "not counted\n",
-	       seconds(a, sizeof a, p->step_s), p->rate / 1e12,
+	       text_seconds(a, sizeof a, p->step_s), p->machine.rate / 1e12,
 	       p->q->tflops > 0 ? "--tflops" : "matrix products of this machine, now; --tflops");
 	printf("                  %12s   for %lld steps: %s node-hours of %lld node%s of %lld rank%s "
 	       "(--ranks-per-node)\n",
-	       seconds(a, sizeof a, run_s(p)), (long long)p->c.train.train_iters,
-	       hours(b, sizeof b, node_hours(p)), (long long)p->nodes, p->nodes == 1 ? "" : "s",
-	       (long long)p->ranks_per_node, p->ranks_per_node == 1 ? "" : "s");
+	       text_seconds(a, sizeof a, plan_run_s(p)), (long long)p->c.train.train_iters,
+	       hours(b, sizeof b, plan_node_hours(p)), (long long)p->nodes, p->nodes == 1 ? "" : "s",
+	       (long long)p->machine.ranks_per_node, p->machine.ranks_per_node == 1 ? "" : "s");
 	printf("%s: the fullest node takes %s of %s (%s)\n", p->fits ? "fits" : "does NOT fit",
 	       text_bytes(b, sizeof b, (double)p->node_bytes),
-	       text_bytes(c, sizeof c, (double)p->limit_bytes),
-	       p->q->memory_gib > 0 ? "--memory" : "this host's; --memory");
+	       text_bytes(c, sizeof c, (double)p->machine.node_bytes),
+	       p->q->memory_gib > 0                   ? "--memory"
+	       : isnan(p->c.dist.memory_per_node_gib) ? "this host's; --memory"
+	                                              : "dist.memory_per_node_gib");
 }
 
 static void print_people(const struct plan *p)
@@ -520,29 +355,51 @@ static int explain(const struct plan *p, struct err *e)
 	return rc;
 }
 
+static int estimate(struct plan *p, struct err *e)
+{
+	int rc = config_check(&p->c, p->machine.world, e);
+	if (!rc)
+		rc = plan_measure(&p->c, &p->machine, e);
+	if (!rc)
+		rc = choose(p, e);
+	return rc ? rc : estimate_layout(&p->x, &p->c, p->machine.ranks_per_node, e);
+}
+
 static int plan(struct plan *p, struct err *e)
 {
-	int rc = load(p->q, NULL, 0, &p->c, e);
-	if (rc)
-		return rc;
-	p->ranks_per_node = ranks_on_a_node(p->q, &p->c);
-	rc = estimate_layout(&p->x, &p->c, (int)p->ranks_per_node, e);
+	int rc = plan_read(p->q, &p->c, &p->machine, e);
 	if (!rc)
-		rc = assume(p, e);
+		rc = estimate(p, e);
 	if (rc)
 		return rc;
+	assume(p);
 	compare_schedules(p);
 	compare_recomputation(p);
 	if (p->q->explain && (rc = explain(p, e)))
 		return rc;
-	(p->q->json ? print_json : print_people)(p);
+	(p->q->json ? plan_print_json : print_people)(p);
 	return !p->fits;
 }
 
-static int check(const struct request *q, struct err *e)
+static int plan_one(const struct plan_request *q, struct err *e)
+{
+	struct plan *p = mem_array(1, sizeof *p);
+	p->q = q;
+	int rc = plan(p, e);
+	estimate_free(&p->x);
+	buf_free(&p->why);
+	config_free(&p->c);
+	free(p);
+	return rc;
+}
+
+static int check(const struct plan_request *q, struct err *e)
 {
 	if (!q->layers.files.n)
 		return err_set(e, EXIT_USAGE, "plan: no configuration; give at least one -c FILE");
+	if (q->search && q->explain)
+		return err_set(e, EXIT_USAGE,
+		               "plan: --search compares many layouts, --explain lists one; give one of them");
 	if (q->world_size < 0 || q->world_size > MAX_WORLD || q->ranks_per_node < 0)
 		return err_set(e, EXIT_USAGE,
 		               "plan: --world-size, --ranks-per-node: allowed is 1 to 16777216");
@@ -553,7 +410,7 @@ static int check(const struct request *q, struct err *e)
 
 int plan_main(int argc, char **argv)
 {
-	struct request q = {0};
+	struct plan_request q = {0};
 	struct cli_option options[] = {
 	        CLI_CONFIG(&q.layers),
 	        {"world-size", CLI_INT, &q.world_size, "N", "ranks to plan for (as few as the layout needs)"},
@@ -563,11 +420,15 @@ int plan_main(int argc, char **argv)
 	        {"tflops", CLI_DOUBLE, &q.tflops, "X",
 	         "Tflop/s that a rank sustains (its matrix products on this host, measured)"},
 	        {"explain", CLI_FLAG, &q.explain, NULL, "print every operation of the step first"},
+	        {"search", CLI_FLAG, &q.search, NULL,
+	         "the layouts that are likely fastest instead; what --set or `layout: auto` gives of the "
+	         "group "
+	         "parallel stays"},
 	        {"json", CLI_FLAG, &q.json, NULL, "one JSON object"},
 	};
 	struct cli cli = {
 	        .usage = "plan -c FILE [-c FILE…] [--set a.b=c…] [--world-size N] "
-	                 "[--ranks-per-node N] [--memory GIB] [--tflops X] [--explain] [--json]",
+	                 "[--ranks-per-node N] [--memory GIB] [--tflops X] [--explain] [--search] [--json]",
 	        .doc = "Parameters, flop, exact memory of every rank, bubble, traffic, time. Exit 0: "
 	               "a node holds its ranks, 1: it does not.",
 	        .example = "plan -c configs/gpt2_124m.yaml --world-size 8",
@@ -576,18 +437,12 @@ int plan_main(int argc, char **argv)
 	int code;
 	if (!cli_parse(&cli, argc, argv, &code))
 		return code;
-	struct plan *p = mem_array(1, sizeof *p);
 	struct err e = {0};
-	p->q = &q;
 	int rc = check(&q, &e);
-	if (!rc) {
-		rc = plan(p, &e);
-		estimate_free(&p->x);
-		config_free(&p->c);
-	}
+	if (!rc)
+		rc = (q.search ? plan_search : plan_one)(&q, &e);
 	if (rc > 1)
 		log_error("%s", e.text);
-	free(p);
 	cli_free(&cli);
 	return rc;
 }

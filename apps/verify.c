@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "comm/comm.h"
 #include "data/indexed.h"
+#include "train/auto.h"
 #include "train/run.h"
 #include "train/verify.h"
 
@@ -46,29 +47,14 @@ static int read_reference(struct request *q, struct err *e)
 	return rc ? rc : run_complete_config(&q->reference, e);
 }
 
-/* A size that is not said counts as one. */
-static int64_t times(int64_t ranks, int64_t size)
+/* world: NULL where the ranks are threads that have not begun yet. */
+static int check_configs(struct request *q, struct comm *world, int ranks, int local_ranks, struct err *e)
 {
-	return size <= 1 ? ranks : ranks > INT32_MAX / size ? INT32_MAX : ranks * size;
-}
-
-/* The fewest ranks that the layout can do with, or more than MAX_THREAD_RANKS. */
-static int64_t smallest_world(const struct config *c)
-{
-	const struct parallel_config *p = &c->parallel;
-	int64_t dense = times(p->pipeline_model_parallel_size, p->tensor_model_parallel_size);
-	int64_t expert = times(p->pipeline_model_parallel_size, p->expert_tensor_parallel_size);
-	dense = times(times(dense, p->context_parallel_size), c->ddp.num_distributed_optimizer_instances);
-	expert = times(expert, p->expert_model_parallel_size);
-	int64_t n = dense;
-	while (n <= MAX_THREAD_RANKS && n % expert)
-		n += dense;
-	return n;
-}
-
-static int check_configs(struct request *q, int ranks, struct err *e)
-{
+	const char *why = NULL;
 	int rc = config_check(q->config, ranks, e);
+	if (!rc)
+		rc = auto_choose(q->config, world, ranks, local_ranks, &why, e);
+	auto_say(why);
 	return rc ? rc : verify_reference_config(&q->reference, q->config, e);
 }
 
@@ -138,7 +124,7 @@ static int run_threads(const struct request *q, int n)
 
 static int verify_alone(struct request *q, struct err *e)
 {
-	int64_t n = q->ranks != not_said ? q->ranks : smallest_world(q->config);
+	int64_t n = q->ranks != not_said ? q->ranks : auto_smallest_world(q->config, MAX_THREAD_RANKS);
 	if (n > MAX_THREAD_RANKS)
 		return err_set(e, EXIT_USAGE,
 		               "verify: the layout needs %lld ranks; threads of one process can be %d",
@@ -147,7 +133,7 @@ static int verify_alone(struct request *q, struct err *e)
 		log_warn("one rank against one rank: give -n N to verify data parallelism too");
 	int rc = config_replace(q->config, "dist.num_threads", "1", "verify: ranks are threads", e);
 	if (!rc)
-		rc = check_configs(q, (int)n, e);
+		rc = check_configs(q, NULL, (int)n, (int)n, e);
 	return rc ? rc : run_threads(q, (int)n);
 }
 
@@ -156,7 +142,7 @@ static int verify_together(struct request *q, const struct joined *j, struct err
 	if (q->ranks != not_said && q->ranks != j->world->size)
 		return err_set(e, EXIT_USAGE, "-n %lld: launch or srun has started %d ranks; leave -n out",
 		               (long long)q->ranks, j->world->size);
-	int rc = check_configs(q, j->world->size, e);
+	int rc = check_configs(q, j->world, j->world->size, j->local_ranks, e);
 	return rc ? rc : verify_rank(q, j->world, j->local_ranks, e);
 }
 

@@ -157,8 +157,9 @@ bool option_is_default(const struct option_set *s, const struct option *o);
 void option_put_value(const struct option_set *s, const struct option *o, struct buf *b);
 /* Appends what is allowed: "true|false", "1 to 65536", "gpt|bert|t5", "a string". */
 void option_put_allowed(const struct option *o, struct buf *b);
-/* Appends the whole set as YAML, groups and keys in the table's order, each value's origin as a comment. */
-void option_put_yaml(const struct option_set *s, struct buf *b);
+/* Appends the whole set as YAML, groups and keys in the table's order, each value's origin as a comment.
+ * open: keys, ended by NULL, that are to be chosen yet: their lines are comments. */
+void option_put_yaml(const struct option_set *s, const char *const *open, struct buf *b);
 /* Fingerprint of all values whose rows are not `local`. */
 uint64_t option_hash(const struct option_set *s);
 /* Appends the table for people, or as a JSON Schema (draft 2020-12). */

@@ -124,14 +124,26 @@ static bool row_in_group(const struct option *o, const char *group)
 	return !strncmp(o->key, group, n) && o->key[n] == '.';
 }
 
-void option_put_yaml(const struct option_set *s, struct buf *b)
+static bool is_listed(const char *key, const char *const *list)
+{
+	while (*list && strcmp(*list, key))
+		list++;
+	return *list;
+}
+
+void option_put_yaml(const struct option_set *s, const char *const *open, struct buf *b)
 {
 	for (size_t g = 0; g < s->table->n_groups; g++) {
 		const struct option_group *group = &s->table->groups[g];
 		if (!group->later)
 			buf_printf(b, "%s:\n", group->name);
 		for (size_t i = 0; i < s->table->n; i++)
-			if (row_in_group(&s->table->rows[i], group->name))
+			if (!row_in_group(&s->table->rows[i], group->name))
+				continue;
+			else if (is_listed(s->table->rows[i].key, open))
+				buf_printf(b, "  # %s: to be chosen\n",
+				           strchr(s->table->rows[i].key, '.') + 1);
+			else
 				put_row(s, &s->table->rows[i], b);
 	}
 }

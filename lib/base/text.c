@@ -77,3 +77,11 @@ char *text_duration(char *out, size_t cap, double seconds)
 		snprintf(out, cap, "%ldd%02ldh", s / 86400, s / 3600 % 24);
 	return out;
 }
+
+char *text_seconds(char *out, size_t cap, double seconds)
+{
+	if (!(seconds < 60))
+		return text_duration(out, cap, seconds);
+	snprintf(out, cap, seconds < 1 ? "%.3g ms" : "%.3g s", seconds < 1 ? 1e3 * seconds : seconds);
+	return out;
+}

@@ -99,24 +99,24 @@ int64_t value_bytes(const struct value *v)
 int32_t prog_value(struct prog *p, const char *name, enum region region, enum dtype dtype, int nd,
                    const int32_t *dim)
 {
+	int32_t id = (int32_t)p->n_value;
+	struct value v = {.name = name,
+	                  .nd = (uint8_t)nd,
+	                  .dtype = (uint8_t)dtype,
+	                  .region = (uint8_t)region,
+	                  .want_grad = region == R_PARAM,
+	                  .weight = region == R_PARAM,
+	                  .sums = region == R_STAT,
+	                  .grid = GRID_DENSE,
+	                  .def = NONE,
+	                  .last = NONE,
+	                  .grad = NONE,
+	                  .of = NONE,
+	                  .home = id};
+	for (int k = 0; k < TENSOR_MAX_DIM; k++) /* dim may be another value's, which growing moves */
+		v.dim[k] = k < nd ? dim[k] : 1;
 	p->value = mem_grow(p->value, p->n_value, &p->cap_value, sizeof *p->value);
-	int32_t id = (int32_t)p->n_value++;
-	struct value *v = &p->value[id];
-	*v = (struct value){.name = name,
-	                    .nd = (uint8_t)nd,
-	                    .dtype = (uint8_t)dtype,
-	                    .region = (uint8_t)region,
-	                    .want_grad = region == R_PARAM,
-	                    .weight = region == R_PARAM,
-	                    .sums = region == R_STAT,
-	                    .grid = GRID_DENSE,
-	                    .def = NONE,
-	                    .last = NONE,
-	                    .grad = NONE,
-	                    .of = NONE,
-	                    .home = id};
-	for (int k = 0; k < TENSOR_MAX_DIM; k++)
-		v->dim[k] = k < nd ? dim[k] : 1;
+	p->value[p->n_value++] = v;
 	return id;
 }
 

@@ -76,7 +76,7 @@ static const struct option rows[] = {
 #include "base/option_end.h"
 #undef OPTION_VALUES
 };
-enum { N_ROWS = sizeof rows / sizeof *rows };
+enum { N_ROWS = sizeof rows / sizeof *rows, MAX_OPEN = 16 };
 
 static const struct option_group groups[] = {
 #define CONFIG_GROUP(name, shorthand, doc) {#name, doc, shorthand, NULL},
@@ -201,6 +201,9 @@ const char *const config_layout_keys[] = {"parallel.tensor_model_parallel_size",
                                           "parallel.expert_tensor_parallel_size",
                                           NULL};
 
+const char *const config_layout_words[] = {"parallel.sequence_parallel", "parallel.cp_comm_type",
+                                           "parallel.pipeline_schedule", NULL};
+
 bool config_layout_is_open(const struct config *c)
 {
 	size_t i = 0;
@@ -228,9 +231,23 @@ void config_choose(struct config *c, const char *key, int64_t value)
 	c->set.origins[o - rows] = (struct option_origin){OPTION_FROM_OTHER, "parallel.layout auto"};
 }
 
+static size_t add_open(const struct config *c, const char *key, const char **open, size_t n)
+{
+	ASSERT(n < MAX_OPEN);
+	if (!config_is_given(c, key))
+		open[n++] = key;
+	return n;
+}
+
 void config_write_yaml(const struct config *c, struct buf *b)
 {
-	option_put_yaml(&c->set, b);
+	const char *open[MAX_OPEN + 1] = {0};
+	size_t n = 0;
+	for (size_t i = 0; config_layout_is_open(c) && config_layout_keys[i]; i++)
+		n = add_open(c, config_layout_keys[i], open, n);
+	for (size_t i = 0; config_layout_is_open(c) && config_layout_words[i]; i++)
+		n = add_open(c, config_layout_words[i], open, n);
+	option_put_yaml(&c->set, open, b);
 }
 
 uint64_t config_hash(const struct config *c)

@@ -189,6 +189,8 @@ int config_check(struct config *c, int world_size, struct err *e);
  * search copies the configuration, chooses all open sizes in the copy, and checks it: EXIT_CONFIG and the
  * rules that they break, which nobody prints, or a configuration like any other. */
 extern const char *const config_layout_keys[];
+/* Words that it may choose besides, ended by NULL. They open nothing. */
+extern const char *const config_layout_words[];
 bool config_layout_is_open(const struct config *c);
 /* A copy to change and check; strings are those of *from, which outlives it. config_free is due. Local. */
 void config_copy(struct config *to, const struct config *from);
@@ -200,7 +202,8 @@ const char *config_get_origin(const struct config *c, const char *key);
 /* true where the user, a checkpoint or a tokenizer set the key (not default, not derived). */
 bool config_is_given(const struct config *c, const char *key);
 
-/* Appends the resolved configuration as YAML, origins as comments; loads again to the same values. */
+/* Appends the resolved configuration as YAML, origins as comments; loads again to the same values. What an
+ * open layout leaves to be chosen is a comment. */
 void config_write_yaml(const struct config *c, struct buf *b);
 /* Fingerprint of all values that define the training: not the run folder, logging, checkpointing, device, nor
  * the layout, under which numbers are the same within rounding and any checkpoint resumes. */

@@ -1,6 +1,7 @@
 /* Which device a rank computes on, and with how many threads. */
 #include "base/err.h"
 #include "kernels/kernels.h"
+#include "train/probe.h"
 #include "train/run.h"
 
 #include <sched.h>
@@ -33,4 +34,16 @@ int run_open_device(const struct config *c, int local_ranks, const struct backen
 		return devices[i]->open(stream, threads_of_rank(c, local_ranks), e);
 	}
 	return e->code;
+}
+
+int run_measure_device(const struct config *c, int local_ranks, double *flop_per_s, struct err *e)
+{
+	const struct backend *backend;
+	struct stream *stream;
+	int rc = run_open_device(c, local_ranks, &backend, &stream, e);
+	if (rc)
+		return rc;
+	*flop_per_s = probe_matmul_peak(backend, stream, c->mixed_precision.precision == PRECISION_BF16);
+	backend->close(stream);
+	return 0;
 }

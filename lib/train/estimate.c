@@ -211,9 +211,60 @@ int memory_check(const struct memory *planned, const struct step *training, cons
 
 /* Work and traffic */
 
-static void count_node(struct estimate_stage *x, const struct program *t, const struct node *n)
+static bool same_traffic(const struct estimate_traffic *a, const struct estimate_traffic *b)
+{
+	return a->axes == b->axes && a->segment == b->segment && a->chunk == b->chunk &&
+	       a->pairwise == b->pairwise && a->beside == b->beside;
+}
+
+static bool is_beside(const struct node *call, const struct node *n)
+{
+	bool ends = call->segment == SEG_REDUCE && (n->segment == SEG_BWD || n->segment == SEG_WGRAD);
+	return n->chunk == call->chunk && (n->segment == call->segment || ends);
+}
+
+/* What is done between the begin of collective i and its end, or the begin of the next: they go one by one.
+ */
+static double work_beside(const struct prog *p, size_t i)
+{
+	const struct node *call = &p->node[i];
+	double flop = 0;
+	for (size_t k = i + 1; k < p->n_node && call->arg.comm.begins; k++) {
+		const struct node *n = &p->node[k];
+		if (!is_beside(call, n))
+			continue;
+		bool comm = op_rows[n->op].flags & COMM;
+		if ((n->op == OP_wait && n->in[0] == call->out[0]) || (comm && n->arg.comm.begins))
+			break;
+		flop += rules[n->op]->cost(p, n).flop;
+	}
+	return flop;
+}
+
+static void count_call(struct estimate_stage *x, const struct prog *p, size_t node, double bytes)
+{
+	const struct node *n = &p->node[node];
+	struct estimate_traffic call = {.axes = n->arg.comm.axes,
+	                                .segment = n->segment,
+	                                .chunk = n->chunk,
+	                                .pairwise = n->op == OP_all_to_all || n->op == OP_shift,
+	                                .beside = n->arg.comm.begins};
+	size_t i = 0;
+	while (i < x->n_traffic && !same_traffic(&x->traffic[i], &call))
+		i++;
+	if (i == x->n_traffic) {
+		x->traffic = mem_grow(x->traffic, x->n_traffic, &x->cap_traffic, sizeof *x->traffic);
+		x->traffic[x->n_traffic++] = call;
+	}
+	x->traffic[i].bytes += bytes;
+	x->traffic[i].calls++;
+	x->traffic[i].flop += work_beside(p, node);
+}
+
+static void count_node(struct estimate_stage *x, const struct program *t, size_t i)
 {
 	const struct prog *p = &t->prog;
+	const struct node *n = &p->node[i];
 	struct schedule_times *flop = &x->chunk[n->chunk].flop;
 	double *const often[SEG_COUNT] = {
 	        [SEG_FWD] = &flop->forward, [SEG_BWD] = &flop->backward, [SEG_WGRAD] = &flop->weight};
@@ -221,10 +272,15 @@ static void count_node(struct estimate_stage *x, const struct program *t, const 
 	struct cost cost = rules[n->op]->cost(p, n);
 	*(often[n->segment] ? often[n->segment] : &x->flop_at_end) += cost.flop;
 	x->flop += times * cost.flop;
-	for (int a = 0; a < AXIS_COUNT; a++)
-		x->wire_bytes[a] += times * cost.wire_bytes[a];
 	if (op_rows[n->op].flags & COMM && n->arg.comm.axes & AXES_ENDS) /* each sends the other its half */
-		x->wire_bytes[AXIS_pp] += times * (double)value_bytes(&p->value[n->in[0]]);
+		cost.wire_bytes[AXIS_pp] += (double)value_bytes(&p->value[n->in[0]]);
+	double sent = 0;
+	for (int a = 0; a < AXIS_COUNT; a++) {
+		x->wire_bytes[a] += times * cost.wire_bytes[a];
+		sent += cost.wire_bytes[a];
+	}
+	if (sent > 0)
+		count_call(x, p, i, sent);
 }
 
 /* Activations to the next stage, their gradients to the one before. */
@@ -238,9 +294,13 @@ static double edge_bytes(const struct program *t, int chunk)
 static void count_work(struct estimate_stage *x, const struct program *t)
 {
 	for (size_t i = 0; i < t->prog.n_node; i++)
-		count_node(x, t, &t->prog.node[i]);
-	for (int i = 0; i < x->n_chunk && t->mesh.size[AXIS_pp] > 1; i++)
+		count_node(x, t, i);
+	for (int i = 0; i < x->n_chunk && t->mesh.size[AXIS_pp] > 1; i++) {
+		const struct model_edge *edge = &t->model.edge[i];
+		int32_t out = edge->out == NONE ? edge->in : edge->out;
+		x->chunk[i].edge_bytes = (double)value_bytes(&t->prog.value[out]);
 		x->wire_bytes[AXIS_pp] += (double)t->schedule.spec.micro_batches * edge_bytes(t, i);
+	}
 }
 
 static int64_t parameters_of(const struct program *t)
@@ -334,6 +394,8 @@ int estimate_layout(struct estimate *x, const struct config *c, int local_ranks,
 
 void estimate_free(struct estimate *x)
 {
+	for (int s = 0; s < x->n_stage && x->stage; s++)
+		free(x->stage[s].traffic);
 	free(x->stage);
 	*x = (struct estimate){0};
 }

@@ -45,7 +45,18 @@ int memory_check(const struct memory *planned, const struct step *training, cons
 struct estimate_chunk {      /* a virtual stage */
 	int64_t saved_bytes; /* activations of a micro-batch */
 	int32_t in_flight;   /* micro-batches at once */
+	double edge_bytes;   /* that go to the next or the former stage at once */
 	struct schedule_times flop;
+};
+
+/* What a rank sends over one group: in a slot of the chunk (segments FWD, BWD, WGRAD), or once a step. */
+struct estimate_traffic {
+	uint32_t axes; /* bit set of enum mesh_axis, or AXES_ENDS */
+	uint8_t segment, chunk;
+	bool pairwise; /* each rank of the group gets a part of its own; else around a ring */
+	bool beside;   /* it runs beside work */
+	double bytes, calls;
+	double flop; /* of that work */
 };
 
 struct estimate_stage {             /* of each rank of a pipeline stage: they are alike */
@@ -55,9 +66,11 @@ struct estimate_stage {             /* of each rank of a pipeline stage: they ar
 	struct memory memory;
 	int n_chunk;
 	struct estimate_chunk chunk[PROG_MAX_CHUNKS];
-	double flop_at_end;            /* of reduction, norm and update, once a step */
-	double flop;                   /* of a step */
-	double wire_bytes[AXIS_COUNT]; /* sent in a step */
+	double flop_at_end;               /* of reduction, norm and update, once a step */
+	double flop;                      /* of a step */
+	double wire_bytes[AXIS_COUNT];    /* sent in a step */
+	struct estimate_traffic *traffic; /* the same without edges, by group and slot */
+	size_t n_traffic, cap_traffic;
 };
 
 struct estimate {

@@ -32,7 +32,12 @@ test_layout_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 test_verify_SOURCES = test/test_verify.c
 test_verify_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
 
-libtrain_a_SOURCES += lib/train/estimate.c lib/train/estimate.h
+libtrain_a_SOURCES += lib/train/estimate.c lib/train/estimate.h \
+	lib/train/auto.c lib/train/auto.h lib/train/auto_list.c lib/train/auto_cost.c lib/train/auto_guess.c lib/train/auto_links.h
 check_PROGRAMS += test_estimate
 test_estimate_SOURCES = test/test_estimate.c
 test_estimate_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)
+
+check_PROGRAMS += test_auto
+test_auto_SOURCES = test/test_auto.c
+test_auto_LDADD = $(TEST_LIBS) $(TRAIN_LIBS)

@@ -13,6 +13,8 @@ static const enum dtype weight_types[] = {[PRECISION_FP32] = DT_f32, [PRECISION_
 
 int program_mesh(const struct config *c, enum model_use use, struct mesh *mesh, struct err *e)
 {
+	if (use != MODEL_GENERATE && config_layout_is_open(c))
+		return err_set(e, EXIT_INTERNAL, "parallel.layout auto: nobody has chosen the layout yet");
 	const struct parallel_config *p = &c->parallel;
 	bool experts = c->model.num_experts != OPTION_NULL_INT;
 	struct mesh_sizes sizes = {.tp = (int)p->tensor_model_parallel_size,

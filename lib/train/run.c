@@ -8,11 +8,10 @@
 #include "data/indexed.h"
 #include "data/tokenizer.h"
 #include "model/hf.h"
-#include "train/estimate.h"
+#include "train/auto.h"
 #include "train/expert_load.h"
 #include "train/meter.h"
 #include "train/pieces.h"
-#include "train/probe.h"
 #include "train/learning_rate.h"
 #include "train/state.h"
 #include "train/stop.h"
@@ -371,6 +370,7 @@ static void say_hello(struct run *r)
 {
 	char params[32], memory[32];
 	const struct program *t = &r->step.program;
+	auto_say(r->options->why);
 	for (size_t i = 0; i < r->c->derived.equations.n; i++)
 		log_info("%s", r->c->derived.equations.items[i]);
 	for (size_t i = 0; i < r->c->derived.stages.n; i++)
@@ -396,20 +396,6 @@ static int start_meter(struct run *r, struct err *e)
 	r->meter.mem_bytes = memory_total(&r->planned);
 	r->meter.matmul_peak = r->matmul_peak;
 	return rc;
-}
-
-/* On a stream of its own, before the run's memory is taken: nothing of it stays. */
-static int measure_device(struct run *r, struct err *e)
-{
-	const struct backend *backend;
-	struct stream *stream;
-	int rc = run_open_device(r->c, r->options->local_ranks, &backend, &stream, e);
-	if (rc)
-		return rc;
-	r->matmul_peak =
-	        probe_matmul_peak(backend, stream, r->c->mixed_precision.precision == PRECISION_BF16);
-	backend->close(stream);
-	return 0;
 }
 
 /* What the rank planned and what was resident, where the two differ most. Collective over the world. */
@@ -452,7 +438,8 @@ static int open_run(struct run *r, struct err *e)
 {
 	r->at.world = r->world->size > 1 ? r->world : NULL;
 	r->at.groups = &r->groups;
-	int rc = measure_device(r, e);
+	/* Before the run's memory is taken. */
+	int rc = run_measure_device(r->c, r->options->local_ranks, &r->matmul_peak, e);
 	if (!rc)
 		rc = run_open_device(r->c, r->options->local_ranks, &r->at.backend, &r->at.stream, e);
 	if (!rc)
