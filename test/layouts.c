@@ -5,6 +5,7 @@
 #include "kernels/kernels.h"
 #include "test/ranks.h"
 #include "test/test.h"
+#include "test/walk.h"
 #include "train/pieces.h"
 #include "train/step.h"
 
@@ -320,4 +321,34 @@ void layouts_compare(const struct layout *l, size_t n, const char *alone, int64_
 	}
 	outcome_free(want);
 	dataset_close(data);
+}
+
+static void walk_one(int ranks, const char *text, const struct outcome *want, const char *const *extra,
+                     const struct dataset *data)
+{
+	struct layout l = {ranks, text};
+	struct outcome *have = layout_run(&l, extra, data);
+	if (have)
+		outcome_compare(have, want, &layout_fp32, text);
+	outcome_free(have);
+}
+
+int layouts_walk(struct walk *w, int more, int (*put)(const int *value, char *text, size_t cap),
+                 const char *alone, int64_t seq_length, const char *const *extra)
+{
+	struct layout one = {1, alone};
+	struct dataset *data = layout_data(true, 131, seq_length);
+	struct outcome *want = data ? layout_run(&one, extra, data) : NULL;
+	char text[400];
+	int n = 0, value[WALK_AXES];
+	for (; want && walk_on(w, value); n++)
+		walk_one(put(value, text, sizeof text), text, want, extra, data);
+	for (int i = 0; want && i < more; i++) {
+		walk_anywhere(w, value);
+		walk_one(put(value, text, sizeof text), text, want, extra, data);
+	}
+	printf("     %d layouts cover all pairs, %d more\n", n, more);
+	outcome_free(want);
+	dataset_close(data);
+	return n;
 }

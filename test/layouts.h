@@ -52,4 +52,10 @@ void layouts_compare(const struct layout *l, size_t n, const char *alone, int64_
 #define COMPARE(layouts, extra, shuffle, tolerance) \
 	layouts_compare(layouts, sizeof(layouts) / sizeof *(layouts), "mbs 6", 12, extra, shuffle, tolerance)
 
+struct walk;
+/* Every layout of a walk, and `more` at random, against one rank, which runs `alone`. put: the words of a
+ * layout; returns its ranks. Returns how many layouts cover all pairs. */
+int layouts_walk(struct walk *w, int more, int (*put)(const int *value, char *text, size_t cap),
+                 const char *alone, int64_t seq_length, const char *const *extra);
+
 #endif

@@ -205,7 +205,7 @@ static bool is_legal(const int *v)
 	       (v[DISPATCH] == MODEL_DISPATCHER_ALLTOALL || v[EP] > 1);
 }
 
-static void walk_text(const int *v, char *text, size_t cap)
+static int walk_text(const int *v, char *text, size_t cap)
 {
 	static const char *const
 	        recompute[] = {"none", "selective", "full"},
@@ -222,18 +222,7 @@ static void walk_text(const int *v, char *text, size_t cap)
 	         "schedule %s",
 	         v[TP], v[TP] > 1, v[CP], v[EP], v[ETP], v[PP], v[ZERO], v[MBS], recompute[v[RECOMPUTE]],
 	         exchanges[v[EXCHANGE]], dispatchers[v[DISPATCH]], schedules[v[SCHEDULE]]);
-}
-
-static void walk_one(const int *v, const struct outcome *want, const char *const *extra,
-                     const struct dataset *data)
-{
-	char text[400];
-	walk_text(v, text, sizeof text);
-	struct layout l = {v[TP] * v[CP] * v[PP] * v[DP], text};
-	struct outcome *have = layout_run(&l, extra, data);
-	if (have)
-		outcome_compare(have, want, &layout_fp32, text);
-	outcome_free(have);
+	return v[TP] * v[CP] * v[PP] * v[DP];
 }
 
 /* The balancing loss looks at samples, so that micro-batches may be of any size. */
@@ -242,22 +231,7 @@ TEST(all_pairs_of_axes_and_many_triples)
 	static const char *const extra[] = {EXPERTS, "model.hidden_dropout=0.1",
 	                                    "model.moe_router_load_balancing_type=seq_aux_loss", NULL};
 	static struct walk w = {.axis = axes, .n = AXES, .is_legal = is_legal};
-	struct layout one = {1, "mbs 6"};
-	struct dataset *data = layout_data(true, 131, LENGTH);
-	MUST(data != NULL);
-	struct outcome *want = layout_run(&one, extra, data);
-	MUST(want != NULL);
-	int n = 0, more = walk_more(0, 60), v[WALK_AXES];
-	for (; walk_on(&w, v); n++)
-		walk_one(v, want, extra, data);
-	CHECK(n >= 12);
-	for (int i = 0; i < more; i++) {
-		walk_anywhere(&w, v);
-		walk_one(v, want, extra, data);
-	}
-	printf("     %d layouts cover all pairs, %d more\n", n, more);
-	outcome_free(want);
-	dataset_close(data);
+	CHECK(layouts_walk(&w, walk_more(0, 60), walk_text, "mbs 6", LENGTH, extra) >= 12);
 }
 
 TEST(a_layout_repeats_itself_bit_for_bit)

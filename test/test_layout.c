@@ -149,7 +149,7 @@ static bool is_legal(const int *v)
 	       (v[SCHEDULE] != PARALLEL_INTERLEAVED || accumulation % v[PP] == 0) && (!v[ZERO] || v[DP] > 1);
 }
 
-static void walk_text(const int *v, char *text, size_t cap)
+static int walk_text(const int *v, char *text, size_t cap)
 {
 	static const char *const recompute[] = {"none", "selective", "full"};
 	int n = snprintf(text, cap, "tp %d pp %d zero %d sp %d mbs %d recompute %s overlap %d tp_overlap %d",
@@ -159,40 +159,14 @@ static void walk_text(const int *v, char *text, size_t cap)
 		snprintf(text + n, cap - (size_t)n, " schedule interleaved vpp %d", 6 / v[PP]);
 	if (v[SCHEDULE] == PARALLEL_ZERO_BUBBLE)
 		snprintf(text + n, cap - (size_t)n, " schedule zero_bubble");
-}
-
-static void walk_one(const int *v, const struct outcome *want, const char *const *extra,
-                     const struct dataset *data)
-{
-	char text[300];
-	walk_text(v, text, sizeof text);
-	struct layout l = {v[TP] * v[PP] * v[DP], text};
-	struct outcome *have = layout_run(&l, extra, data);
-	if (have)
-		outcome_compare(have, want, &layout_fp32, text);
-	outcome_free(have);
+	return v[TP] * v[PP] * v[DP];
 }
 
 TEST(all_pairs_of_axes_and_many_triples)
 {
 	static const char *const extra[] = {"model.num_layers=6", "model.hidden_dropout=0.1", NULL};
 	static struct walk w = {.axis = axes, .n = AXES, .is_legal = is_legal};
-	struct layout one = {1, "mbs 4"};
-	struct dataset *data = layout_data(true, 131, 12);
-	MUST(data != NULL);
-	struct outcome *want = layout_run(&one, extra, data);
-	MUST(want != NULL);
-	int n = 0, more = walk_more(0, 40), v[WALK_AXES];
-	for (; walk_on(&w, v); n++)
-		walk_one(v, want, extra, data);
-	CHECK(n >= 12);
-	for (int i = 0; i < more; i++) {
-		walk_anywhere(&w, v);
-		walk_one(v, want, extra, data);
-	}
-	printf("     %d layouts cover all pairs, %d more\n", n, more);
-	outcome_free(want);
-	dataset_close(data);
+	CHECK(layouts_walk(&w, walk_more(0, 40), walk_text, "mbs 4", 12, extra) >= 12);
 }
 
 TEST(a_layout_repeats_itself_bit_for_bit)
