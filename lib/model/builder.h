@@ -67,7 +67,7 @@ int32_t build_experts(struct builder *b, int32_t x); /* layer p->layer */
 /* A feed-forward network of width F whose parameters are called <name>gate.weight …, without biases where
  * `biases` is false. */
 int32_t build_feed_forward(struct builder *b, const char *name, int64_t F, bool biases, int32_t x);
-/* Sums of the step that the experts' layers keep, before any block. */
+/* Which layers are mixtures of experts, and the sums of the step that they keep; before anything else. */
 void build_expert_sums(struct builder *b);
 
 /* How MODEL_… activations are made of enum activation. */

@@ -322,10 +322,9 @@ static struct experts begin(struct builder *b)
 	                    .c = c,
 	                    .E = (int32_t)c->num_experts,
 	                    .K = (int32_t)c->moe_router_topk,
+	                    .at = b->m->expert_at[b->p->layer],
 	                    .ep = b->p->axis_size[AXIS_ep],
 	                    .etp = b->p->axis_size[AXIS_etp]};
-	for (int64_t l = 0; l < b->p->layer; l++)
-		x.at += model_is_moe_layer(c, l);
 	x.own = x.E / x.ep;
 	x.first = x.own * b->p->axis_rank[AXIS_ep];
 	double all = (double)b->m->spec.batch * b->m->spec.rows, average = all * x.K / x.E;
@@ -362,12 +361,29 @@ static void place_sum(struct builder *b, int32_t v)
 			x->place[a] = PLACE_PARTIAL;
 }
 
+static void number_layers(struct builder *b)
+{
+	struct model *m = b->m;
+	size_t layers = (size_t)b->c->num_layers;
+	bool *is_moe = arena_alloc(&b->p->arena, layers, sizeof *is_moe);
+	m->expert_layer = arena_alloc(&b->p->arena, layers, sizeof *m->expert_layer);
+	m->expert_at = arena_alloc(&b->p->arena, layers, sizeof *m->expert_at);
+	m->n_expert_layers = 0;
+	if (model_moe_layers(b->c, is_moe, &b->p->e))
+		return;
+	for (int32_t l = 0; l < b->c->num_layers; l++) {
+		m->expert_at[l] = is_moe[l] ? m->n_expert_layers : NONE;
+		if (is_moe[l])
+			m->expert_layer[m->n_expert_layers++] = l;
+	}
+}
+
 void build_expert_sums(struct builder *b)
 {
 	struct model *m = b->m;
 	struct arena *a = &b->p->arena;
 	int32_t E = (int32_t)b->c->num_experts, sums = EXPERT_SUM_COUNT;
-	m->n_expert_layers = (int32_t)model_count_moe_layers(b->c);
+	number_layers(b);
 	m->expert_sums = m->expert_load = NONE;
 	if (!m->n_expert_layers)
 		return;

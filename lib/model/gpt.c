@@ -11,7 +11,7 @@ static int32_t layer(struct builder *b, int32_t x)
 	x = EMIT(b->p, add, NO_ARG, x, build_attention(b, h));
 	b->p->block = BLOCK_NONE;
 	h = build_norm(b, "pre_mlp_layernorm.weight", "pre_mlp_layernorm.bias", C, x);
-	bool experts = model_is_moe_layer(b->c, b->p->layer);
+	bool experts = b->m->expert_at[b->p->layer] != NONE;
 	b->p->block = experts ? BLOCK_EXPERTS : BLOCK_MLP;
 	h = experts ? build_experts(b, h) : build_mlp(b, h);
 	b->p->block = BLOCK_NONE;
@@ -58,7 +58,7 @@ static bool holds_experts(const struct model *m)
 	bool any = false;
 	for (int32_t i = 0; i < m->spec.n_chunk; i++)
 		for (int32_t l = 0; l < m->spec.chunk[i].n_layers; l++)
-			any |= model_is_moe_layer(m->spec.config, m->spec.chunk[i].first_layer + l);
+			any |= m->expert_at[m->spec.chunk[i].first_layer + l] != NONE;
 	return any;
 }
 
@@ -101,6 +101,7 @@ static void make_inputs(struct builder *b)
 {
 	struct model *m = b->m;
 	const struct model_config *c = b->c;
+	build_expert_sums(b);
 	bool random = c->hidden_dropout > 0 || c->attention_dropout > 0 ||
 	              (holds_experts(m) && c->moe_input_jitter_eps > 0);
 	m->tokens = m->positions = m->row_positions = m->targets = m->keys = m->loss_scale = m->loss =
@@ -116,7 +117,6 @@ static void make_inputs(struct builder *b)
 		int32_t dim[] = {(int32_t)c->max_position_embeddings, rope_rotated(c)};
 		m->rope_table = prog_value(b->p, "rope table", R_CONST, DT_f32, 2, dim);
 	}
-	build_expert_sums(b);
 }
 
 /* The two ends of the model */

@@ -102,10 +102,11 @@ struct model {
 	/* i32 [N]: where each row's document begins in its sample; of all rows of the samples, [B·T], in
 	 * order of their ranks. */
 	int32_t begins, begins_of_all;
-	/* Mixture of experts: f64 [EXPERT_SUM_COUNT] and its elements; i32 [layers,E], choices of each
-	 * expert, and its rows; the bias of each layer's router, NONE where it is on another stage. */
-	int32_t n_expert_layers, expert_sums, expert_sum[EXPERT_SUM_COUNT], expert_load, *expert_load_of,
-	        *expert_bias;
+	/* Mixture of experts: which layers they are, and by layer the place among them, NONE where it is
+	 * dense; f64 [EXPERT_SUM_COUNT] and its elements; i32 [layers,E], choices of each expert, and its
+	 * rows; the bias of each layer's router, NONE where it is on another stage. */
+	int32_t n_expert_layers, *expert_layer, *expert_at;
+	int32_t expert_sums, expert_sum[EXPERT_SUM_COUNT], expert_load, *expert_load_of, *expert_bias;
 	/* f64 [1], the sum over targets, accumulated over micro-batches; [N,V]; f32 [N]. */
 	int32_t loss, logits, row_loss;
 	int32_t rope_table; /* CONST f32 [P,R] */

@@ -50,20 +50,6 @@ static int64_t load_count(const struct step *s)
 	return m->n_expert_layers ? m->n_expert_layers * m->spec.config->num_experts : 0;
 }
 
-static int32_t *number_expert_layers(const struct model *m)
-{
-	const struct model_config *c = m->spec.config;
-	bool *is_moe = mem_array((size_t)c->num_layers, sizeof *is_moe);
-	int32_t *layer = mem_array((size_t)m->n_expert_layers + 1, sizeof *layer);
-	struct err e = {0};
-	if (m->n_expert_layers && !model_moe_layers(c, is_moe, &e))
-		for (int32_t l = 0, n = 0; l < c->num_layers; l++)
-			if (is_moe[l])
-				layer[n++] = l;
-	free(is_moe);
-	return layer;
-}
-
 int step_create(struct step *s, const struct config *c, enum model_use use, const struct place_of_rank *at,
                 const struct step *weights_of, struct err *e)
 {
@@ -79,7 +65,6 @@ int step_create(struct step *s, const struct config *c, enum model_use use, cons
 	}
 	batch_open(&s->batch, &s->program, s->exec, c);
 	s->load = mem_array((size_t)load_count(s) + 1, sizeof *s->load);
-	s->expert_layer = number_expert_layers(&s->program.model);
 	s->slot_s = mem_array(s->program.schedule.n, sizeof *s->slot_s);
 	if (s->program.mesh.size[AXIS_pp] > 1)
 		s->transfers =
@@ -97,7 +82,6 @@ void step_free(struct step *s)
 	program_free(&s->program);
 	batch_close(&s->batch);
 	free(s->load);
-	free(s->expert_layer);
 	free(s->slot_s);
 	*s = (struct step){0};
 }
@@ -238,7 +222,7 @@ static void read_experts(struct step *s, struct step_experts *x)
 	exec_download(s->exec, s->program.expert_load, s->load);
 	*x = (struct step_experts){.layers = m->n_expert_layers,
 	                           .experts = (int)s->config->model.num_experts,
-	                           .layer = s->expert_layer,
+	                           .layer = m->expert_layer,
 	                           .load = s->load,
 	                           .balancing_loss = sum[EXPERT_LOSS] / tokens,
 	                           .z = sum[EXPERT_Z] / tokens / m->n_expert_layers,

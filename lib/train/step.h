@@ -29,7 +29,6 @@ struct step {
 	struct transfers *transfers; /* between pipeline stages; NULL where there is one */
 	struct batch batch;
 	int32_t *load; /* [layers,experts]: how many choices each expert got in the last step */
-	int32_t *expert_layer; /* [layers]: their numbers in the model */
 	/* Of the last pass through the schedule: seconds from its first slot to its last, and those of every
 	 * slot [schedule.n] that were work, not waiting for another stage. */
 	double pass_s, *slot_s;
@@ -37,7 +36,7 @@ struct step {
 
 struct step_experts { /* all 0 where there are none */
 	int layers, experts;
-	const int32_t *layer;  /* [layers]: their numbers in the model */
+	const int32_t *layer;  /* [layers]: their numbers in the model; the program's */
 	const int32_t *load;   /* [layers,experts]; the step's, until the next one */
 	double balancing_loss; /* mean over tokens, of all layers, coefficients applied: part of what is
 	                          minimized */
