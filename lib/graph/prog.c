@@ -128,6 +128,13 @@ void prog_place(struct prog *p, int32_t value, enum mesh_axis axis, enum place p
 		v->place[axis] = (uint8_t)place;
 }
 
+void prog_place_sum(struct prog *p, int32_t value)
+{
+	for (int a = 0; a < AXIS_COUNT; a++)
+		if (a != AXIS_pp && p->axis_size[a] > 1)
+			p->value[value].place[a] = PLACE_PARTIAL;
+}
+
 bool prog_lies_along(const struct value *v, int axis)
 {
 	uint32_t axes = v->grid == GRID_EXPERT ? AXES_EXPERT : AXES_DENSE;
@@ -149,6 +156,35 @@ void prog_refuse(struct prog *p, const struct node *n, const char *why)
 	const char *slash = strrchr(n->where, '/');
 	err_set(&p->e, EXIT_INTERNAL, "program, layer %d: %s (%s): %s", n->layer, op_rows[n->op].name,
 	        slash ? slash + 1 : n->where, why);
+}
+
+uint32_t prog_axes(const struct prog *p, uint32_t axes)
+{
+	uint32_t sized = 0;
+	for (int a = 0; a < AXIS_COUNT; a++)
+		if (axes >> a & 1 && p->axis_size[a] > 1)
+			sized |= 1u << a;
+	return sized;
+}
+
+int32_t prog_ranks(const struct prog *p, uint32_t axes)
+{
+	int32_t ranks = 1;
+	for (int a = 0; a < AXIS_COUNT; a++)
+		if (axes >> a & 1)
+			ranks *= p->axis_size[a];
+	return ranks;
+}
+
+int32_t prog_place_among(const struct prog *p, uint32_t axes)
+{
+	int32_t place = 0, stride = 1;
+	for (int a = 0; a < AXIS_COUNT; a++)
+		if (axes >> a & 1) {
+			place += stride * p->axis_rank[a];
+			stride *= p->axis_size[a];
+		}
+	return place;
 }
 
 /* The value whose grid decides: the first input, or what is written where nothing is read. */

@@ -158,10 +158,17 @@ static inline int64_t prog_aligned(int64_t bytes)
 {
 	return (bytes + PROG_ALIGN_BYTES - 1) / PROG_ALIGN_BYTES * PROG_ALIGN_BYTES;
 }
+/* A sum to which every rank adds its own: partial along all axes of both grids. */
+void prog_place_sum(struct prog *p, int32_t value);
 /* Does `place` speak of the axis? Nothing is placed along pp: a value is on one stage alone. */
 bool prog_lies_along(const struct value *v, int axis);
 /* Replicated along all axes of its grid, so the same in the other grid too. */
 bool prog_is_everywhere(const struct prog *p, const struct value *v);
+/* Of a set of axes: those of more than one rank; the ranks of their group; this rank's place in it, the first
+ * axis fastest, as communicators count. */
+uint32_t prog_axes(const struct prog *p, uint32_t axes);
+int32_t prog_ranks(const struct prog *p, uint32_t axes);
+int32_t prog_place_among(const struct prog *p, uint32_t axes);
 int64_t value_bytes(const struct value *v);
 int64_t value_count(const struct value *v);
 /* Recomputes def and last of every value after nodes were moved. */

@@ -4,11 +4,7 @@
 
 static int32_t ranks_of(const struct prog *p, const struct node *n)
 {
-	int32_t ranks = 1;
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (n->arg.comm.axes >> a & 1)
-			ranks *= p->axis_size[a];
-	return ranks;
+	return prog_ranks(p, n->arg.comm.axes);
 }
 
 /* Along its axes a collective turns `from` into `to`; along the others it changes nothing. */

@@ -185,23 +185,11 @@ const struct rule rule_bias_update = {shape_bias_update, place_bias_update, NULL
 
 /* capacity */
 
-/* Which of the parts that these axes cut is this rank's, of how many. */
-static int32_t part_over(const struct prog *p, uint32_t axes, int32_t *of)
-{
-	int32_t part = 0;
-	*of = 1;
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (axes >> a & 1) {
-			part += *of * p->axis_rank[a];
-			*of *= p->axis_size[a];
-		}
-	return part;
-}
-
 static const char *shape_capacity(struct prog *p, struct node *n)
 {
-	int32_t ranks = n->arg.capacity.ranks, gathered;
-	if (n->arg.capacity.rank != part_over(p, n->arg.capacity.axes, &gathered) || ranks != gathered)
+	int32_t ranks = n->arg.capacity.ranks;
+	uint32_t axes = n->arg.capacity.axes;
+	if (n->arg.capacity.rank != prog_place_among(p, axes) || ranks != prog_ranks(p, axes))
 		return "the argument says other ranks than its axes";
 	if (!is_choices(p, n->in[0], DT_i32, -1) || !is_choices(p, n->in[1], DT_f32, IN(0)->dim[0]) ||
 	    IN(0)->dim[0] % ranks)

@@ -25,31 +25,16 @@ static bool trains(const struct builder *b)
 	return b->m->spec.use == MODEL_TRAIN;
 }
 
-static uint32_t sized(const struct builder *b, uint32_t axes)
-{
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (b->p->axis_size[a] == 1)
-			axes &= ~(1u << a);
-	return axes;
-}
-
-static int32_t product(const struct builder *b, uint32_t axes)
-{
-	int32_t n = 1;
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (axes >> a & 1)
-			n *= b->p->axis_size[a];
-	return n;
-}
-
 static int32_t gather(struct builder *b, uint32_t axes, int32_t v)
 {
-	return sized(b, axes) ? EMIT(b->p, all_gather, ARG(.comm = {sized(b, axes)}), v) : v;
+	axes = prog_axes(b->p, axes);
+	return axes ? EMIT(b->p, all_gather, ARG(.comm = {axes}), v) : v;
 }
 
 static int32_t add_over(struct builder *b, uint32_t axes, int32_t v)
 {
-	return sized(b, axes) ? EMIT(b->p, all_reduce, ARG(.comm = {sized(b, axes)}), v) : v;
+	axes = prog_axes(b->p, axes);
+	return axes ? EMIT(b->p, all_reduce, ARG(.comm = {axes}), v) : v;
 }
 
 /* Router */
@@ -116,7 +101,7 @@ static int32_t count_on(struct experts *x, const union op_arg *arg)
 static int32_t counts_to_balance(struct experts *x, union op_arg *arg)
 {
 	const struct builder *b = x->b;
-	uint32_t data = sized(b, AXES_DATA);
+	uint32_t data = prog_axes(b->p, AXES_DATA);
 	bool sequences = x->c->moe_router_load_balancing_type == MODEL_BALANCING_SEQ;
 	bool all = x->c->moe_router_load_balancing_type == MODEL_BALANCING_GLOBAL;
 	bool any =
@@ -130,7 +115,7 @@ static int32_t counts_to_balance(struct experts *x, union op_arg *arg)
 static void balance(struct experts *x, int32_t logits)
 {
 	struct builder *b = x->b;
-	union op_arg arg, load = balance_arg(x, 1, b->row_axes | sized(b, AXES_DATA));
+	union op_arg arg, load = balance_arg(x, 1, b->row_axes | prog_axes(b->p, AXES_DATA));
 	const int32_t *sum = b->m->expert_sum;
 	int32_t sums[OP_MAX_OUT] = {sum[EXPERT_LOSS], sum[EXPERT_Z], sum[EXPERT_ENTROPY]};
 	int32_t loads[OP_MAX_OUT] = {b->m->expert_load_of[x->at], NONE, NONE};
@@ -143,17 +128,11 @@ static void balance(struct experts *x, int32_t logits)
 static void drop_beyond_capacity(struct experts *x)
 {
 	struct builder *b = x->b;
-	int32_t ranks = product(b, b->row_axes), rank = 0, stride = 1;
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (b->row_axes >> a & 1) {
-			rank += stride * b->p->axis_rank[a];
-			stride *= b->p->axis_size[a];
-		}
 	union op_arg arg = {.capacity = {.experts = x->E,
 	                                 .limit = (int32_t)x->limit,
 	                                 .by_position = x->c->moe_token_drop_policy == MODEL_DROP_POSITION,
-	                                 .ranks = ranks,
-	                                 .rank = rank,
+	                                 .ranks = prog_ranks(b->p, b->row_axes),
+	                                 .rank = prog_place_among(b->p, b->row_axes),
 	                                 .context_ranks = b->context.ranks,
 	                                 .seq_length = b->m->spec.rows,
 	                                 .axes = b->row_axes}};
@@ -172,7 +151,7 @@ static int64_t least(int64_t a, int64_t b)
 /* Micro-batches that the ranks which share the experts may work on at a time. */
 static int64_t micro_batches(const struct experts *x)
 {
-	int64_t ranks = (int64_t)x->ep * x->etp, share = product(x->b, x->b->row_axes);
+	int64_t ranks = (int64_t)x->ep * x->etp, share = prog_ranks(x->b->p, x->b->row_axes);
 	return ranks % share == 0 ? ranks / share : share % ranks == 0 ? 1 : ranks / share + 2;
 }
 
@@ -278,13 +257,13 @@ static int32_t enter_grid(struct experts *x, int32_t h, bool gathers)
 	h = gather(b, x->shared_axes, EMIT(b->p, regrid, NO_ARG, h));
 	x->index = gather(b, x->shared_axes, EMIT(b->p, regrid, NO_ARG, x->index));
 	x->probs = gather(b, x->shared_axes, EMIT(b->p, regrid, NO_ARG, x->probs));
-	x->tokens = b->rows * product(b, x->shared_axes);
+	x->tokens = b->rows * prog_ranks(b->p, x->shared_axes);
 	return h;
 }
 
 static int32_t leave_grid(struct experts *x, int32_t y)
 {
-	uint32_t axes = sized(x->b, x->shared_axes);
+	uint32_t axes = prog_axes(x->b->p, x->shared_axes);
 	if (axes)
 		y = EMIT(x->b->p, reduce_scatter, ARG(.comm = {axes}), y);
 	return EMIT(x->b->p, regrid, NO_ARG, y);
@@ -352,15 +331,6 @@ int32_t build_experts(struct builder *b, int32_t h)
 	return build_dropout(b, "mlp.output", y);
 }
 
-/* Sums of the step. Every rank adds up its own, so they are partial along all axes of both grids. */
-static void place_sum(struct builder *b, int32_t v)
-{
-	struct value *x = &b->p->value[v];
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (a != AXIS_pp && b->p->axis_size[a] > 1)
-			x->place[a] = PLACE_PARTIAL;
-}
-
 static void number_layers(struct builder *b)
 {
 	struct model *m = b->m;
@@ -391,12 +361,12 @@ void build_expert_sums(struct builder *b)
 	m->expert_bias = arena_alloc(a, n, sizeof *m->expert_bias);
 	m->expert_load_of = arena_alloc(a, n, sizeof *m->expert_load_of);
 	m->expert_sums = prog_value(b->p, "expert sums", R_STAT, DT_f64, 1, &sums);
-	place_sum(b, m->expert_sums);
+	prog_place_sum(b->p, m->expert_sums);
 	for (int k = 0; k < EXPERT_SUM_COUNT; k++)
 		m->expert_sum[k] = prog_view(b->p, "expert sum", m->expert_sums, k, 1);
 	m->expert_load =
 	        prog_value(b->p, "expert load", R_STAT, DT_i32, 2, (int32_t[]){m->n_expert_layers, E});
-	place_sum(b, m->expert_load);
+	prog_place_sum(b->p, m->expert_load);
 	for (int32_t l = 0; l < m->n_expert_layers; l++) {
 		m->expert_bias[l] = NONE;
 		m->expert_load_of[l] = prog_view(b->p, "expert load", m->expert_load, (int64_t)l * E, E);

@@ -51,13 +51,9 @@ static void find_sharers(const struct sharder *h, struct bucket *b)
 {
 	const struct prog *p = h->p;
 	uint32_t may = row_axes(&p->value[b->like.value]) & AXES_SHARING;
-	b->ranks = 1;
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (may >> a & 1 && p->axis_size[a] > 1) {
-			b->axes |= 1u << a;
-			b->rank += b->ranks * p->axis_rank[a];
-			b->ranks *= p->axis_size[a];
-		}
+	b->axes = prog_axes(p, may);
+	b->ranks = prog_ranks(p, b->axes);
+	b->rank = prog_place_among(p, b->axes);
 	b->stage = b->ranks > 1 && !b->like.is_buffer ? h->options->stage : 0;
 }
 
@@ -444,11 +440,9 @@ static void emit_norm(struct sharder *h)
 {
 	struct prog *p = h->p;
 	int32_t one = 1, norm2 = prog_value(p, "squared gradient norm", R_STAT, DT_f64, 1, &one);
-	uint32_t axes = 0;
+	uint32_t axes = prog_axes(p, AXES_DENSE);
 	turn_to(p, SEG_NORM, 0);
-	for (int a = 0; a < AXIS_COUNT; a++) /* of both grids: gradients of both are added */
-		if (a != AXIS_pp && p->axis_size[a] > 1)
-			p->value[norm2].place[a] = PLACE_PARTIAL;
+	prog_place_sum(p, norm2); /* gradients of both grids are added */
 	for (size_t i = 0; i < h->s->n; i++) {
 		struct bucket *b = &h->s->bucket[i];
 		if (b->like.is_buffer)
@@ -459,9 +453,6 @@ static void emit_norm(struct sharder *h)
 		EMIT_INTO(p, square_sum, ARG(.square_sum = {counts_here(p, b)}), (int32_t[OP_MAX_OUT]){norm2},
 		          b->state[SHARD_GRAD].value);
 	}
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (AXES_DENSE >> a & 1 && p->axis_size[a] > 1)
-			axes |= 1u << a;
 	h->s->norm2 = axes ? EMIT(p, all_reduce, ARG(.comm = {axes}), norm2) : norm2;
 }
 

@@ -38,11 +38,7 @@ int64_t memory_total(const struct memory *m)
 
 static int group_size(const struct prog *p, uint32_t axes)
 {
-	int ranks = axes & AXES_ENDS ? 2 : 1;
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (axes >> a & 1)
-			ranks *= p->axis_size[a];
-	return ranks;
+	return prog_ranks(p, axes) * (axes & AXES_ENDS ? 2 : 1);
 }
 
 static size_t reduction_bytes(const struct prog *p, const struct node *n)

@@ -186,15 +186,6 @@ static void shard(struct program *t, const struct config *c)
 	free(list);
 }
 
-static uint32_t ranks_that_add_up(const struct prog *p)
-{
-	uint32_t axes = 0;
-	for (int a = 0; a < AXIS_COUNT; a++)
-		if (AXES_DENSE >> a & 1 && p->axis_size[a] > 1)
-			axes |= 1u << a;
-	return axes;
-}
-
 static void zero(struct prog *p, int32_t v)
 {
 	prog_emit(p, OP_zero, NULL, HERE, NULL, 0, (int32_t[OP_MAX_OUT]){v});
@@ -202,6 +193,7 @@ static void zero(struct prog *p, int32_t v)
 
 static int32_t add_over(struct prog *p, uint32_t axes, int32_t v)
 {
+	axes = prog_axes(p, axes);
 	return axes ? EMIT(p, all_reduce, ARG(.comm = {axes}), v) : v;
 }
 
@@ -219,7 +211,7 @@ static void sum_loss(struct program *t)
 			prog_place(p, loss, rows[i], PLACE_PARTIAL);
 		zero(p, loss);
 	}
-	t->loss = add_over(p, ranks_that_add_up(p) & (AXES_DATA | AXIS_BIT(cp) | AXIS_BIT(pp)), loss);
+	t->loss = add_over(p, AXES_DATA | AXIS_BIT(cp) | AXIS_BIT(pp), loss);
 }
 
 /* What the experts' layers of all stages and ranks have counted; then their routers' biases move. */
@@ -236,8 +228,8 @@ static void sum_experts(struct program *t)
 	for (int32_t l = 0; l < m->n_expert_layers; l++)
 		if (p->value[m->expert_load_of[l]].def == NONE)
 			zero(p, m->expert_load_of[l]);
-	t->expert_sums = add_over(p, ranks_that_add_up(p), m->expert_sums);
-	t->expert_load = add_over(p, ranks_that_add_up(p), m->expert_load);
+	t->expert_sums = add_over(p, AXES_DENSE, m->expert_sums);
+	t->expert_load = add_over(p, AXES_DENSE, m->expert_load);
 	p->segment = SEG_STEP;
 	for (int32_t l = 0; l < m->n_expert_layers && m->spec.use == MODEL_TRAIN; l++)
 		if (m->expert_bias[l] != NONE)
