@@ -108,13 +108,13 @@ static void fill(void *to, int64_t n, enum dtype dtype, uint64_t key)
 		if (dtype == DT_f32)
 			((float *)to)[i] = x;
 		else
-			((uint16_t *)to)[i] = bf16_from_f32(x);
+			((uint16_t *)to)[i] = half_from_f32(dtype, x);
 	}
 }
 
 static void bench_layers(struct bench *b, const struct layer *layers, size_t n, int64_t widest)
 {
-	for (enum dtype dtype = DT_f32; dtype <= DT_bf16; dtype++)
+	for (enum dtype dtype = DT_f32; dtype <= DT_f16; dtype++)
 		for (int i = 0; matmul_at(i); i++)
 			for (size_t l = 0; l < n && matmul_at(i)->run[dtype]; l++) {
 				fill(b->x, b->size.tokens * 4 * b->size.hidden, dtype, 1);
@@ -151,7 +151,7 @@ static int bench_matmul(const struct sizes *size, struct err *e)
 	                               {"fc2", 4 * hidden, hidden},
 	                               {"head", hidden, size->vocab}};
 	int64_t widest = size->vocab > 4 * hidden ? size->vocab : 4 * hidden;
-	int rc = cpu_backend.open(&b.stream, (int)size->threads, e);
+	int rc = cpu_backend.open(&b.stream, THREADS((int)size->threads), e);
 	if (rc)
 		return rc;
 	b.x = mem_aligned((size_t)(size->tokens * 4 * hidden) * sizeof(float));

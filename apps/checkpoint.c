@@ -221,7 +221,7 @@ static void compare_chunk(const char *a, const char *b, size_t n, enum dtype t, 
 static int compare_tensor(struct ckpt *a, struct ckpt *b, const struct ckpt_entry *t, struct difference *out,
                           struct err *e)
 {
-	enum dtype as = t->dtype == DT_bf16 ? DT_f32 : t->dtype;
+	enum dtype as = dtype_is_half(t->dtype) ? DT_f32 : t->dtype;
 	int64_t offset[CKPT_MAX_DIM] = {0}, extent[CKPT_MAX_DIM], rows = t->nd ? t->shape[0] : 1;
 	size_t row = t->bytes / dtype_rows[t->dtype].bytes / (size_t)rows; /* elements */
 	int64_t step = (int64_t)(CHUNK_BYTES / (row * dtype_rows[as].bytes)) + 1;
@@ -245,11 +245,15 @@ static int compare_tensor(struct ckpt *a, struct ckpt *b, const struct ckpt_entr
 	return rc;
 }
 
+static bool is_float(enum dtype t)
+{
+	return t == DT_f32 || dtype_is_half(t);
+}
+
 static bool same_form(const struct ckpt_entry *x, const struct ckpt_entry *y)
 {
 	bool same = x->nd == y->nd && !memcmp(x->shape, y->shape, sizeof x->shape);
-	bool floats =
-	        (x->dtype == DT_f32 || x->dtype == DT_bf16) && (y->dtype == DT_f32 || y->dtype == DT_bf16);
+	bool floats = is_float(x->dtype) && is_float(y->dtype);
 	return same && (x->dtype == y->dtype || floats);
 }
 

@@ -148,6 +148,16 @@ static void check_processor(struct findings *f)
 		add(f, OK, NULL, "kernels: %s", cpu_backend.describe());
 }
 
+/* A host without one is as good as any. */
+static void check_devices(struct findings *f)
+{
+	struct err e = {0};
+	if (cuda_backend.probe(&e))
+		add(f, OK, NULL, "CUDA: %s", e.text);
+	else
+		add(f, OK, NULL, "CUDA: %s", cuda_backend.describe());
+}
+
 static void check_cores(struct findings *f)
 {
 	cpu_set_t set;
@@ -402,6 +412,7 @@ int doctor_main(int argc, char **argv)
 	if (speaks) {
 		check_libraries(&f);
 		check_processor(&f);
+		check_devices(&f);
 		check_cores(&f);
 		check_memory(&f);
 		check_shared_memory(&f);

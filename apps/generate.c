@@ -72,7 +72,7 @@ static int open_session(struct session *s, const struct request *q, struct err *
 	if (!rc)
 		rc = open_tokenizer(s, q, e);
 	if (!rc)
-		rc = run_open_device(&s->config, 1, &s->backend, &s->stream, e);
+		rc = run_open_device(&s->config, (struct rank_on_host){0, 1}, &s->backend, &s->stream, e);
 	return rc ? rc : generator_new(&s->config, &s->weights, s->backend, s->stream, &s->generator, e);
 }
 

@@ -80,10 +80,10 @@ static int meet(const struct join *how, struct joined *j, int code, struct err *
 	if (comm_start(&j->world, &boot, &card, &options, &start))
 		return boot_failed(NULL, &start);
 	log_set_rank(j->world->rank, j->world->size);
-	j->local_ranks = boot->local_size;
+	j->host = (struct rank_on_host){boot->local_rank, boot->local_size};
 	int rc = code || how->unchecked ? code : config_check(&j->config, j->world->size, e);
 	if (!rc && !how->unchecked)
-		rc = auto_choose(&j->config, j->world, 0, j->local_ranks, &j->why, e);
+		rc = auto_choose(&j->config, j->world, 0, j->host, &j->why, e);
 	if (!rc)
 		rc = how->run(j, how->q, e);
 	if (rc == EXIT_INTERNAL && j->world->size > 1)

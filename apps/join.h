@@ -4,6 +4,7 @@
 #define PENTAD_APPS_JOIN_H
 
 #include "apps/options.h"
+#include "backend/backend.h"
 #include "train/config.h"
 
 struct comm;
@@ -11,7 +12,7 @@ struct comm;
 struct joined {
 	struct config config;
 	struct comm *world;
-	int local_ranks; /* of this host */
+	struct rank_on_host host;
 	const char *why; /* the layout was chosen: lines for people (auto.h), or NULL */
 };
 

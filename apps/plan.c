@@ -45,7 +45,8 @@ int plan_read(const struct plan_request *q, struct config *c, struct auto_machin
 
 int plan_measure(const struct config *c, struct auto_machine *m, struct err *e)
 {
-	return m->rate > 0 ? 0 : run_measure_device(c, m->ranks_per_node, &m->rate, e);
+	return m->rate > 0 ? 0
+	                   : run_measure_device(c, (struct rank_on_host){0, m->ranks_per_node}, &m->rate, e);
 }
 
 /* Chooses the layout where it is open: the best, or, where none fits, the one that needs least. */

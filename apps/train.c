@@ -15,7 +15,7 @@ struct request {
 static int run(struct joined *j, void *argument, struct err *e)
 {
 	const struct request *q = argument;
-	struct run_options how = {.dry_run = q->dry_run, .local_ranks = j->local_ranks, .why = j->why};
+	struct run_options how = {.dry_run = q->dry_run, .host = j->host, .why = j->why};
 	return run_train(&j->config, j->world, &how, e);
 }
 

@@ -48,12 +48,13 @@ static int read_reference(struct request *q, struct err *e)
 }
 
 /* world: NULL where the ranks are threads that have not begun yet. */
-static int check_configs(struct request *q, struct comm *world, int ranks, int local_ranks, struct err *e)
+static int check_configs(struct request *q, struct comm *world, int ranks, struct rank_on_host host,
+                         struct err *e)
 {
 	const char *why = NULL;
 	int rc = config_check(q->config, ranks, e);
 	if (!rc)
-		rc = auto_choose(q->config, world, ranks, local_ranks, &why, e);
+		rc = auto_choose(q->config, world, ranks, host, &why, e);
 	auto_say(why);
 	return rc ? rc : verify_reference_config(&q->reference, q->config, e);
 }
@@ -68,10 +69,10 @@ struct rank {
 	struct err e;
 };
 
-static int verify_rank(const struct request *q, struct comm *world, int local_ranks, struct err *e)
+static int verify_rank(const struct request *q, struct comm *world, struct rank_on_host host, struct err *e)
 {
 	struct verify_options how = {
-	        .steps = q->steps, .tolerance = q->tolerance, .local_ranks = local_ranks, .out = stdout};
+	        .steps = q->steps, .tolerance = q->tolerance, .host = host, .out = stdout};
 	return verify_run(q->config, &q->reference, world, &how, e);
 }
 
@@ -79,7 +80,8 @@ static void *run_rank(void *argument)
 {
 	struct rank *r = argument;
 	log_set_rank(r->world->rank, r->world->size);
-	r->code = verify_rank(r->request, r->world, 1, &r->e);
+	r->code = verify_rank(r->request, r->world, (struct rank_on_host){r->world->rank, r->world->size},
+	                      &r->e);
 	comm_close(r->world);
 	return NULL;
 }
@@ -133,7 +135,7 @@ static int verify_alone(struct request *q, struct err *e)
 		log_warn("one rank against one rank: give -n N to verify data parallelism too");
 	int rc = config_replace(q->config, "dist.num_threads", "1", "verify: ranks are threads", e);
 	if (!rc)
-		rc = check_configs(q, NULL, (int)n, (int)n, e);
+		rc = check_configs(q, NULL, (int)n, (struct rank_on_host){0, (int)n}, e);
 	return rc ? rc : run_threads(q, (int)n);
 }
 
@@ -142,8 +144,8 @@ static int verify_together(struct request *q, const struct joined *j, struct err
 	if (q->ranks != not_said && q->ranks != j->world->size)
 		return err_set(e, EXIT_USAGE, "-n %lld: launch or srun has started %d ranks; leave -n out",
 		               (long long)q->ranks, j->world->size);
-	int rc = check_configs(q, j->world, j->world->size, j->local_ranks, e);
-	return rc ? rc : verify_rank(q, j->world, j->local_ranks, e);
+	int rc = check_configs(q, j->world, j->world->size, j->host, e);
+	return rc ? rc : verify_rank(q, j->world, j->host, e);
 }
 
 static int verify(struct joined *j, void *argument, struct err *e)

@@ -6,5 +6,6 @@
 
 extern const struct backend cpu_backend;           /* fast kernels, chosen at run time */
 extern const struct backend cpu_reference_backend; /* plain C in double precision: what tests compare with */
+extern const struct backend cuda_backend;          /* in a build without CUDA its probe says so */
 
 #endif

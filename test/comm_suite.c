@@ -19,30 +19,48 @@ static double draw(enum dtype d, int rank, size_t i)
 	x *= 0xbf58476d1ce4e5b9u;
 	x ^= x >> 32;
 	double whole = (double)(int32_t)(x & 0xffffff) - 0x800000;
-	return d == DT_i32 || d == DT_i64 ? whole : ldexp(whole, (int)(x >> 40 & 31) - 30);
+	unsigned exponents = d == DT_f16 ? 15 : 31; /* f16 ends at 2^16 */
+	return d == DT_i32 || d == DT_i64 ? whole : ldexp(whole, (int)(x >> 40 & exponents) - 30);
 }
 
-/* Nearest bfloat16, ties to even, by comparing the two neighbours. */
-static uint16_t to_bf16(double x)
+struct half { /* a type of two bytes */
+	int mantissa, bias;
+};
+
+static struct half half_of(enum dtype d)
 {
-	float f = (float)x, low, high;
-	uint32_t bits, low_bits, high_bits;
-	memcpy(&bits, &f, 4);
-	low_bits = bits & 0xffff0000u;
-	high_bits = low_bits + 0x10000u;
-	memcpy(&low, &low_bits, 4);
-	memcpy(&high, &high_bits, 4);
-	double below = fabs((double)f - low), above = fabs((double)high - f);
-	bool up = above < below || (above == below && low_bits >> 16 & 1);
-	return (uint16_t)((up ? high_bits : low_bits) >> 16);
+	return d == DT_bf16 ? (struct half){7, 127} : (struct half){10, 15};
+}
+
+/* Nearest, ties to even, by counting last bits; not for what is too large. */
+static uint16_t to_half(enum dtype d, double x)
+{
+	const struct half h = half_of(d);
+	double size = fabs((double)(float)x);
+	int exponent;
+	frexp(size, &exponent);
+	if (size == 0 || exponent < 2 - h.bias)
+		exponent = 2 - h.bias; /* that of subnormal numbers */
+	int bits = (exponent - 2 + h.bias) << h.mantissa;
+	bits += (int)nearbyint(ldexp(size, h.mantissa + 1 - exponent));
+	return (uint16_t)(bits | (signbit(x) ? 0x8000 : 0));
+}
+
+static double from_half(enum dtype d, uint16_t bits)
+{
+	const struct half h = half_of(d);
+	int exponent = (bits & 0x7fff) >> h.mantissa, fraction = bits & ((1 << h.mantissa) - 1);
+	int whole = exponent ? fraction + (1 << h.mantissa) : fraction;
+	double size = ldexp(whole, (exponent ? exponent : 1) - h.bias - h.mantissa);
+	return bits & 0x8000 ? -size : size;
 }
 
 static void put(enum dtype d, void *p, size_t i, double x)
 {
 	if (d == DT_f32)
 		((float *)p)[i] = (float)x;
-	else if (d == DT_bf16)
-		((uint16_t *)p)[i] = to_bf16(x);
+	else if (d == DT_bf16 || d == DT_f16)
+		((uint16_t *)p)[i] = to_half(d, x);
 	else if (d == DT_f64)
 		((double *)p)[i] = x;
 	else if (d == DT_i32)
@@ -61,10 +79,7 @@ static double get(enum dtype d, const void *p, size_t i)
 		return ((const int32_t *)p)[i];
 	if (d == DT_i64)
 		return (double)((const int64_t *)p)[i];
-	uint32_t bits = (uint32_t)((const uint16_t *)p)[i] << 16;
-	float f;
-	memcpy(&f, &bits, 4);
-	return f;
+	return from_half(d, ((const uint16_t *)p)[i]);
 }
 
 static void *filled(enum dtype d, int rank, size_t n)
@@ -89,7 +104,7 @@ static double reduced(enum dtype d, enum comm_reduction op, int size, size_t i)
 	for (int r = 1; r < size; r++) {
 		double x = as_stored(d, draw(d, r, i));
 		if (op == REDUCE_SUM)
-			acc = d == DT_f32 || d == DT_bf16 ? (double)(float)(acc + x) : acc + x;
+			acc = d == DT_f32 || d == DT_bf16 || d == DT_f16 ? (double)(float)(acc + x) : acc + x;
 		else
 			acc = op == REDUCE_MAX ? fmax(acc, x) : fmin(acc, x);
 	}

@@ -200,7 +200,7 @@ static void run_rank(int index, struct comm *world, void *ranks)
 	struct step training, validation;
 	struct groups groups = {0};
 	struct place_of_rank at = {.backend = &cpu_backend, .world = r->comm, .groups = &groups};
-	CHECK(!cpu_backend.open(&at.stream, 1, &e));
+	CHECK(!cpu_backend.open(&at.stream, THREADS(1), &e));
 	r->failed = step_create(&training, r->config, MODEL_TRAIN, &at, NULL, &e);
 	if (!r->failed) {
 		train(r, &training);

@@ -21,6 +21,7 @@ static const struct dims {
         {3, 11, 33, 31, 127, 33, 127, 127, 4, 2, 16, 16, 64},
         {1, 127, 127, 127, 33, 127, 130, 129, 2, 2, 31, 30, 130},
         {2, 65, 1030, 70, 260, 1030, 1100, 1049, 4, 2, 64, 64, 300},
+        {2, 24, 64, 48, 32, 72, 272, 265, 4, 2, 32, 16, 64},
 };
 
 static int32_t dim_of(char letter, int size)
@@ -30,7 +31,7 @@ static int32_t dim_of(char letter, int size)
 		char letter;
 		int32_t dim;
 	} letters[] = {{'1', 1},
-	               {'8', HYPER_COUNT},
+	               {'9', HYPER_COUNT},
 	               {'N', d->B * d->T},
 	               {'B', d->B},
 	               {'T', d->T},
@@ -87,7 +88,7 @@ static int32_t attention_rows(int size, int variant, struct context c)
 /* Another size of value heads than D. */
 static int32_t other_value(int size)
 {
-	return sizes[size].D / 2 + 3;
+	return sizes[size].D / 2 + (sizes[size].D % 32 ? 3 : 8);
 }
 
 /* Widths of the three parts on a rank. */
@@ -210,6 +211,18 @@ static void arg_heads(union op_arg *arg, int size, int variant)
 		arg->heads.part[i] = heads_splits[variant].ranks * heads_part(size, variant, i);
 }
 
+static void arg_fp8(union op_arg *arg, int size, int variant)
+{
+	(void)size, (void)variant;
+	arg->linear.fp8 = 1;
+}
+
+static void arg_linear_act(union op_arg *arg, int size, int variant)
+{
+	(void)size;
+	arg->linear.kind = variant;
+}
+
 static void arg_activation(union op_arg *arg, int size, int variant)
 {
 	(void)size;
@@ -245,7 +258,8 @@ static void arg_vocabulary_shard(union op_arg *arg, int size, int variant)
 
 static enum dtype cast_dtype(int variant)
 {
-	return variant ? DT_f32 : DT_bf16;
+	static const enum dtype types[] = {DT_bf16, DT_f32, DT_f16};
+	return types[variant];
 }
 
 static void arg_cast(union op_arg *arg, int size, int variant)
@@ -276,6 +290,7 @@ static const struct expert_dims {
         {1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 2, 1, 1},       {4, 2, 2, 1, 2, 2, 2, 3, 7, 5, 1, 4, 2, 2},
         {8, 2, 4, 2, 4, 2, 2, 6, 31, 33, 2, 8, 2, 4},     {16, 4, 4, 2, 2, 8, 8, 4, 33, 31, 3, 12, 3, 3},
         {24, 6, 6, 3, 3, 16, 8, 25, 70, 90, 2, 64, 1, 2}, {60, 3, 12, 4, 3, 40, 20, 1, 257, 40, 4, 32, 2, 8},
+        {16, 2, 4, 2, 2, 8, 8, 5, 64, 72, 2, 16, 2, 2},
 };
 
 static uint32_t expert_draw(int size, const char *name, int64_t i, int64_t n)
@@ -530,6 +545,13 @@ const struct op_case *op_case_of(enum op op)
 	return NULL;
 }
 
+double case_tolerance(const struct op_case *c, enum dtype dtype)
+{
+	return dtype == DT_bf16  ? c->bf16_tolerance
+	       : dtype == DT_f16 ? fmax(c->f32_tolerance, c->bf16_tolerance / 8)
+	                         : c->f32_tolerance;
+}
+
 double tensor_at(const struct tensor *t, int64_t i)
 {
 	return t->dtype == DT_i32   ? ((const int32_t *)t->data)[i]
@@ -601,11 +623,11 @@ static uint32_t below(uint64_t seed, int64_t i, int64_t n)
 /* What element i of a tensor of this kind holds. */
 static double element(char kind, int size, uint64_t seed, int64_t i, double normal)
 {
-	static const float hyper[HYPER_COUNT] = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 2.5f, 4.0f};
+	static const float hyper[HYPER_COUNT] = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 2.5f, 4.0f, 0.6f};
 	const struct dims *d = &sizes[size];
 	if (kind >= 'A' && kind <= 'Z')
 		return expert_element(kind, size, i, normal);
-	if (kind == 'u' || kind == 'n')
+	if (kind == 'u' || kind == 'v' || kind == 'n')
 		return 0.5 + rng_uniform(seed, (uint64_t)i);
 	if (kind == 'e')
 		return below(seed, i, d->V + 6);
@@ -629,6 +651,7 @@ static enum dtype kind_dtype(char kind, struct setup setup)
 	       : kind == 'a'         ? (attendings[setup.variant].goes_on ? f : setup.dtype)
 	       : kind == 'c'         ? (setup.dtype == DT_f64 ? f : cast_dtype(setup.variant))
 	       : strchr("fuh", kind) ? f
+	       : strchr("mv", kind)  ? (setup.dtype == DT_f64 ? f : DT_bf16)
 	       : strchr("dn", kind)  ? DT_f64
 	       : kind == 'l'         ? DT_i64
 	                             : DT_i32;
@@ -728,14 +751,81 @@ static void check_memory(const struct fixture *f, const struct fixture *before, 
 			            backend, k);
 }
 
+/* A device with memory of its own works on copies, guards included; tensors that share memory share theirs.
+ */
+static void lend(struct stream *s, const struct backend *b, struct tensor *t, int n, void **host)
+{
+	for (int k = 0; k < n; k++) {
+		host[k] = t[k].data;
+		for (int j = 0; host[k] && j < k && t[k].data == host[k]; j++)
+			if (host[j] == host[k])
+				t[k].data = t[j].data;
+		if (!host[k] || t[k].data != host[k])
+			continue;
+		size_t bytes = (size_t)tensor_bytes(&t[k]) + 2 * GUARD;
+		char *base = b->alloc(s, bytes);
+		b->upload(s, base, (char *)host[k] - GUARD, bytes);
+		t[k].data = base + GUARD;
+	}
+}
+
+static void give_back(struct stream *s, const struct backend *b, struct tensor *t, int n, void **host)
+{
+	for (int k = 0; k < n; k++) {
+		bool again = !host[k];
+		for (int j = 0; j < k; j++)
+			again |= host[j] == host[k];
+		if (again)
+			continue;
+		char *base = (char *)t[k].data - GUARD;
+		b->download(s, (char *)host[k] - GUARD, base, (size_t)tensor_bytes(&t[k]) + 2 * GUARD);
+		b->free(s, base);
+	}
+}
+
+static int run_lent(struct stream *s, const struct backend *b, enum op op, const union op_arg *arg,
+                    const struct tensor *in, const struct tensor *out, struct err *e)
+{
+	enum { ALL = OP_MAX_IN + OP_MAX_OUT };
+	struct tensor t[ALL] = {{0}};
+	void *host[ALL];
+	memcpy(t, in, op_rows[op].n_in * sizeof *in);
+	memcpy(t + OP_MAX_IN, out, op_rows[op].n_out * sizeof *out);
+	lend(s, b, t, ALL, host);
+	int rc = b->kernel[op](s, arg, t, t + OP_MAX_IN, e);
+	give_back(s, b, t, ALL, host);
+	return rc ? rc : b->status(s, e);
+}
+
+/* A device takes its time to open: one stream serves all. */
+static struct stream *stream_of(const struct backend *b, int num_threads)
+{
+	static struct stream *device;
+	struct stream *s = b->counts ? device : NULL;
+	struct err e = {0};
+	if (!s && b->open(&s, THREADS(num_threads), &e)) {
+		test_failed(__FILE__, __LINE__, "%s: %s", b->name, e.text);
+		exit(EXIT_FAILURE);
+	}
+	device = b->counts ? s : device;
+	return s;
+}
+
+static void run_op(const struct backend *b, int num_threads, enum op op, const union op_arg *arg,
+                   const struct tensor *in, const struct tensor *out, const char *what)
+{
+	struct stream *s = stream_of(b, num_threads);
+	struct err e = {0};
+	int rc = b->counts ? run_lent(s, b, op, arg, in, out, &e) : b->kernel[op](s, arg, in, out, &e);
+	if (rc)
+		test_failed(__FILE__, __LINE__, "%s: %s: %s", what, b->name, e.text);
+	if (!b->counts)
+		b->close(s);
+}
+
 static void run(struct fixture *f, const struct backend *b, int num_threads)
 {
-	struct stream *s;
-	struct err e = {0};
-	MUST(b->open(&s, num_threads, &e) == 0);
-	if (b->kernel[f->c->op](s, &f->arg, f->in, f->out, &e))
-		test_failed(__FILE__, __LINE__, "%s: %s: %s", fixture_text(f), b->name, e.text);
-	b->close(s);
+	run_op(b, num_threads, f->c->op, &f->arg, f->in, f->out, fixture_text(f));
 }
 
 void fixture_run(struct fixture *f, const struct backend *b, int num_threads, int in_place)
@@ -814,10 +904,33 @@ void tensor_compare(const struct tensor *a, const struct tensor *b, double toler
 void op_run(const struct backend *b, enum op op, union op_arg arg, const struct tensor *in,
             const struct tensor *out)
 {
-	struct stream *s;
-	struct err e = {0};
-	MUST(b->open(&s, 2, &e) == 0);
-	if (b->kernel[op](s, &arg, in, out, &e))
-		test_failed(__FILE__, __LINE__, "%s: %s: %s", op_rows[op].name, b->name, e.text);
-	b->close(s);
+	run_op(b, 2, op, &arg, in, out, op_rows[op].name);
+}
+
+bool fixture_same_bits(const struct fixture *a, const struct fixture *b)
+{
+	bool same = true;
+	for (int k = 0; k < OP_MAX_IN; k++)
+		same &= !a->in[k].data ||
+		        !memcmp(a->in[k].data, b->in[k].data, (size_t)tensor_bytes(&a->in[k]));
+	for (int k = 0; k < OP_MAX_OUT; k++)
+		same &= !a->out[k].data ||
+		        !memcmp(a->out[k].data, b->out[k].data, (size_t)tensor_bytes(&a->out[k]));
+	return same;
+}
+
+void fixture_check_in_place(const struct fixture *start, const struct fixture *result,
+                            const struct backend *b)
+{
+	static const uint8_t flags[] = {IN_PLACE_0, IN_PLACE_1};
+	for (int k = 0; k < 2; k++) {
+		if (!(op_rows[start->c->op].flags & flags[k]))
+			continue;
+		struct fixture f = fixture_copy(start);
+		fixture_run(&f, b, 2, k);
+		if (!fixture_same_bits(result, &f))
+			test_failed(__FILE__, __LINE__, "%s: %s differs when it writes over input %d",
+			            fixture_text(&f), b->name, k);
+		fixture_close(&f);
+	}
 }

@@ -10,7 +10,7 @@
 struct backend;
 
 /* The letters of op_cases.def. */
-enum { SIZES = 6 };
+enum { SIZES = 7 };
 
 struct op_case {
 	enum op op;
@@ -47,6 +47,8 @@ struct fixture {
 };
 
 const struct op_case *op_case_of(enum op op);
+/* Of a tensor of this type. */
+double case_tolerance(const struct op_case *c, enum dtype dtype);
 struct fixture fixture_open(const struct op_case *c, struct setup setup);
 /* The same contents in memory of its own. */
 struct fixture fixture_copy(const struct fixture *f);
@@ -54,6 +56,11 @@ void fixture_close(struct fixture *f);
 /* Runs the operation in a fresh stream; in_place: the input that output 0 is put on, -1 none. Checks that it
  * returned 0, that guards stand, and that inputs are as they were where the row allows no change. */
 void fixture_run(struct fixture *f, const struct backend *b, int num_threads, int in_place);
+/* Equal inputs and outputs, bit for bit. */
+bool fixture_same_bits(const struct fixture *a, const struct fixture *b);
+/* Output 0 on top of an input that may be written over gives what `result` holds. */
+void fixture_check_in_place(const struct fixture *start, const struct fixture *result,
+                            const struct backend *b);
 /* Inputs of a backward operation that its forward operation computes become what that gives. */
 void fixture_consistent(struct fixture *f);
 /* "layernorm, size 3, bf16, variant 0, with optional inputs, adding": static storage. */

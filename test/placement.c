@@ -389,8 +389,8 @@ static void store(void *data, enum dtype dtype, int64_t i, double x)
 {
 	if (dtype == DT_f32)
 		((float *)data)[i] = (float)x;
-	else if (dtype == DT_bf16)
-		((uint16_t *)data)[i] = bf16_from_f32((float)x);
+	else if (dtype_is_half(dtype))
+		((uint16_t *)data)[i] = half_from_f32(dtype, (float)x);
 	else if (dtype == DT_f64)
 		((double *)data)[i] = x;
 	else if (dtype == DT_i32)
@@ -401,10 +401,10 @@ static void store(void *data, enum dtype dtype, int64_t i, double x)
 
 static double load(const void *data, enum dtype dtype, int64_t i)
 {
-	return dtype == DT_f32    ? (double)((const float *)data)[i]
-	       : dtype == DT_bf16 ? (double)bf16_to_f32(((const uint16_t *)data)[i])
-	       : dtype == DT_i32  ? (double)((const int32_t *)data)[i]
-	                          : ((const double *)data)[i];
+	return dtype == DT_f32        ? (double)((const float *)data)[i]
+	       : dtype_is_half(dtype) ? (double)half_to_f32(dtype, ((const uint16_t *)data)[i])
+	       : dtype == DT_i32      ? (double)((const int32_t *)data)[i]
+	                              : ((const double *)data)[i];
 }
 
 static void fill(const struct trial *t, int rank, struct exec *x, const struct built *b)
@@ -496,7 +496,7 @@ static void execute(struct trial *t, int rank, struct built *b, const struct exe
 	struct stream *stream;
 	struct exec *x;
 	struct err e = {0};
-	CHECK(!cpu_reference_backend.open(&stream, 1, &e));
+	CHECK(!cpu_reference_backend.open(&stream, THREADS(1), &e));
 	give_memory(&b->p);
 	if (CHECK(!exec_create(&x, &b->p, &cpu_reference_backend, stream, options, &e))) {
 		struct exec_part part = {.segments = SEG_BIT(FWD) | SEG_BIT(BWD), .first = true};
@@ -522,12 +522,12 @@ static void execute_among_others(int rank, struct comm *world, void *shared)
 	for (int a = 0; a < AXES && world; a++)
 		CHECK(!comm_split(world, &group[a], placement_coordinate(t, rank, !a), "axis", &e));
 	const struct exec_comm comm[] = {
-	        {1u << m->axis[0], self ? self : group[0]},
-	        {1u << m->axis[1], self ? self : group[1]},
-	        {1u << m->axis[0] | 1u << m->axis[1], self ? self : world},
-	        {1u << m->twin[0], self ? self : group[0]},
-	        {1u << m->twin[1], self ? self : group[1]},
-	        {1u << m->twin[0] | 1u << m->twin[1], self ? self : world},
+	        {.axes = 1u << m->axis[0], .comm = self ? self : group[0]},
+	        {.axes = 1u << m->axis[1], .comm = self ? self : group[1]},
+	        {.axes = 1u << m->axis[0] | 1u << m->axis[1], .comm = self ? self : world},
+	        {.axes = 1u << m->twin[0], .comm = self ? self : group[0]},
+	        {.axes = 1u << m->twin[1], .comm = self ? self : group[1]},
+	        {.axes = 1u << m->twin[0] | 1u << m->twin[1], .comm = self ? self : world},
 	};
 	build(t, rank, &b);
 	execute(t, rank, &b, &(struct exec_options){.comm = comm, .n_comm = sizeof comm / sizeof *comm});

@@ -574,13 +574,13 @@ TEST(no_layout_is_one_message)
 	struct err e = {0};
 	const char *why;
 	MUST(open_config(&c, DENSE, 7)); /* 4 layers, 24 samples, 12 heads */
-	CHECK_INT(auto_choose(&c, NULL, 7, 7, &why, &e), EXIT_CONFIG);
+	CHECK_INT(auto_choose(&c, NULL, 7, (struct rank_on_host){0, 7}, &why, &e), EXIT_CONFIG);
 	CHECK_HAS(e.text, "no layout of 7 ranks is legal; nearest numbers of ranks that have one: 6 or 8;");
 	CHECK_HAS(e.text, "train.global_batch_size: 24 = micro_batch_size 1");
 	CHECK(!why && config_layout_is_open(&c));
 	config_free(&c);
 	MUST(open_config(&c, DENSE TP "=5", 5));
-	CHECK_INT(auto_choose(&c, NULL, 5, 5, &why, &e), EXIT_CONFIG);
+	CHECK_INT(auto_choose(&c, NULL, 5, (struct rank_on_host){0, 5}, &why, &e), EXIT_CONFIG);
 	CHECK_HAS(e.text, "model.num_attention_heads: 12 is not a multiple of " TP " 5");
 	config_free(&c);
 }
@@ -605,7 +605,7 @@ TEST(what_does_not_fit_says_what_would)
 	CHECK_HAS(b.data, "would fit: recompute.granularity: full (");
 	CHECK_HAS(b.data, "or train.micro_batch_size: 1 (");
 	CHECK_HAS(b.data, "or 8 ranks (");
-	CHECK_INT(auto_choose(&c, NULL, 4, 4, &why, &e), EXIT_CONFIG);
+	CHECK_INT(auto_choose(&c, NULL, 4, (struct rank_on_host){0, 4}, &why, &e), EXIT_CONFIG);
 	CHECK_HAS(e.text, "parallel.layout auto: none of the");
 	buf_free(&b);
 	auto_free(&s);
@@ -642,7 +642,7 @@ static void choose_together(int rank, struct comm *world, void *shared)
 	const char *why = NULL;
 	if (!open_config(&c, DENSE "dist.num_threads=1", 4))
 		return;
-	auto_choose(&c, world, 0, 4, &why, &m->error[rank]);
+	auto_choose(&c, world, 0, (struct rank_on_host){rank, 4}, &why, &m->error[rank]);
 	m->layout[rank] = auto_layout_of(&c);
 	m->told[rank] = why && strstr(why, "layout: tp ") && strstr(why, " a step, ");
 	config_free(&c);

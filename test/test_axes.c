@@ -266,6 +266,17 @@ TEST(bf16_agrees_within_its_rounding)
 	SAME(shared, experts, &choices);
 }
 
+TEST(fp16_agrees_within_its_rounding)
+{
+	static const char *const dense[] = {LONGER, "mixed_precision=fp16", NULL};
+	static const char *const experts[] = {EXPERTS, "mixed_precision=fp16", NULL};
+	static const struct tolerance rounding = {2e-5, 5e-4, 5e-3}, choices = {2e-4, 4e-3, 3e-2};
+	static const struct layout layouts[] = {{4, "cp 4 exchange a2a mbs 3 zero 1"}};
+	static const struct layout shared[] = {{4, "tp 2 sp 1 cp 2 ep 4 etp 1 mbs 6 zero 2"}};
+	SAME(layouts, dense, &rounding);
+	SAME(shared, experts, &choices);
+}
+
 int main(int argc, char **argv)
 {
 	return test_main(argc, argv);

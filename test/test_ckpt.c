@@ -39,6 +39,7 @@ static const struct made model[] = {
         {"conv.weight", "model", DT_i32, 4, {2, 8, 3, 4}, COLUMNS},
         {"large.weight", "model", DT_f32, 2, {64, 4100}, ROWS}, /* rows longer than the read window take turns
                                                                  */
+        {"half.weight", "model", DT_f16, 2, {12, 10}, GRID},
         {"step", "scalar", DT_i64, 0, {0}, WHOLE},
 };
 enum { N_MADE = sizeof model / sizeof *model };
@@ -56,6 +57,9 @@ static void put_value(void *out, enum dtype dtype, size_t i, double x)
 		break;
 	case DT_bf16:
 		((uint16_t *)out)[i] = bf16_from_f32((float)x);
+		break;
+	case DT_f16:
+		((uint16_t *)out)[i] = f16_from_f32((float)x);
 		break;
 	case DT_f64:
 		((double *)out)[i] = x;
@@ -244,6 +248,10 @@ TEST(types_convert)
 	MUST(ckpt_open(dir, CKPT_NEWEST, 0, &c, &e) == 0);
 	CHECK(box_right(c, &model[2], DT_f32, zero, model[2].shape)); /* stored as bf16 */
 	CHECK(box_right(c, &model[1], DT_bf16, zero, model[1].shape));
+	CHECK(box_right(c, &model[1], DT_f16, zero, model[1].shape));
+	CHECK(box_right(c, &model[2], DT_f16, zero, model[2].shape));
+	CHECK(box_right(c, &model[11], DT_f32, zero, model[11].shape)); /* stored as f16 */
+	CHECK(box_right(c, &model[11], DT_bf16, zero, model[11].shape));
 	float out[64 * 16];
 	CHECK_INT(ckpt_read_box(c, "model", "router.bias", zero, model[7].shape, DT_f32, out, &e),
 	          EXIT_BAD_DATA);

@@ -154,7 +154,9 @@ TEST(types_are_strict)
 	        {"model.normalization=rmsnorm", "allowed: LayerNorm|RMSNorm; did you mean RMSNorm?"},
 	        {"model.activation=silu", "did you mean swiglu?"},
 	        {"mixed_precision=bf17", "did you mean bf16?"},
-	        {"mixed_precision=fp16", "fp16 is not built yet; allowed: fp32|bf16"},
+	        {"mixed_precision=float16", "did you mean fp16?"},
+	        {"mixed_precision.loss_scale=0", "0 is too small; allowed: a number above 0"},
+	        {"mixed_precision.hysteresis=0", "allowed: a whole number from 1 to"},
 	        {"optimizer=adam", "a mapping of keys belongs here"},
 	        {"run.dir=[a", "YAML"},
 	        {"run.dir=*a", "aliases"},
@@ -209,6 +211,29 @@ TEST(takes_what_yaml_writes)
 	CHECK_INT(c.model.num_layers, 7);
 	CHECK_STR(c.dataset.split, "1,2,3");
 	config_free(&c);
+}
+
+TEST(precisions_have_two_forms)
+{
+	static const char yaml[] =
+	        "mixed_precision: {precision: fp16, loss_scale: null, initial_loss_scale: "
+	        "4294967296, min_loss_scale: 1.0, loss_scale_window: 500, hysteresis: 3}\n";
+	static const char *const word[] = {"mixed_precision=fp16", NULL};
+	struct config c, d;
+	struct err e;
+	CHECK_INT(load_text(&c, yaml, sizeof yaml - 1, &e), 0);
+	CHECK_INT(load(&d, NULL, word, &e), 0);
+	CHECK_INT(c.mixed_precision.precision, PRECISION_FP16);
+	CHECK_INT(d.mixed_precision.precision, PRECISION_FP16);
+	CHECK(isnan(c.mixed_precision.loss_scale) && isnan(d.mixed_precision.loss_scale));
+	CHECK_NEAR(c.mixed_precision.initial_loss_scale, d.mixed_precision.initial_loss_scale, 0);
+	CHECK_NEAR(c.mixed_precision.min_loss_scale, d.mixed_precision.min_loss_scale, 0);
+	CHECK_INT(c.mixed_precision.loss_scale_window, 500);
+	CHECK_INT(c.mixed_precision.hysteresis, 3);
+	CHECK_INT(d.mixed_precision.loss_scale_window, 1000);
+	CHECK_INT(d.mixed_precision.hysteresis, 2);
+	config_free(&c);
+	config_free(&d);
 }
 
 /* n times `unit`, then `tail`. */
@@ -333,6 +358,13 @@ static const struct {
         {"--grad-reduce-in-bf16", "ddp.grad_reduce_in_fp32"},
         {"--overlap-grad-reduce", "ddp.overlap_grad_reduce"},
         {"--tp-comm-overlap", "comm_overlap.tp_comm_overlap"},
+        {"--loss-scale", "mixed_precision.loss_scale"},
+        {"--initial-loss-scale", "mixed_precision.initial_loss_scale"},
+        {"--min-loss-scale", "mixed_precision.min_loss_scale"},
+        {"--loss-scale-window", "mixed_precision.loss_scale_window"},
+        {"--hysteresis", "mixed_precision.hysteresis"},
+        {"fp16.initial_scale_power", "mixed_precision.initial_loss_scale"},
+        {"--fp16", "mixed_precision"},
         {"--recompute-modules", "recompute.modules"},
         {"ddp.data_parallel_sharding_strategy", "ddp.zero_stage"},
         {"parallelism.tensor_parallel_degree", "parallel.tensor_model_parallel_size"},
@@ -631,6 +663,9 @@ TEST(cross_checks)
 	         "is 5 steps, not scheduler.lr_warmup_iters 4"},
 	        {"optimizer.min_lr=1", NULL, "1 is more than optimizer.lr 0.0003 (default)"},
 	        {"scheduler.lr_warmup_init=1", NULL, "1 is more than optimizer.lr"},
+	        {"mixed_precision={precision: fp16, min_loss_scale: 16}",
+	         "mixed_precision.initial_loss_scale=8",
+	         "16 is more than mixed_precision.initial_loss_scale 8 (--set "},
 	        {"scheduler.lr_decay_style=WSD", NULL,
 	         "scheduler.lr_wsd_decay_iters: scheduler.lr_decay_style WSD"},
 	        {"scheduler.lr_decay_style=WSD", "scheduler.lr_wsd_decay_iters=11",
@@ -1354,6 +1389,19 @@ static const struct {
          {INSTANCES "=2", "ddp.zero_stage=0"},
          INSTANCES " 2 (--set " INSTANCES "=2) has no effect with ddp.zero_stage 0"},
         {1, {"recompute.modules=mlp"}, "has no effect with recompute.granularity none (default)"},
+        {1, {"mixed_precision.loss_scale=8"}, "has no effect with mixed_precision.precision fp32 (default)"},
+        {1,
+         {"mixed_precision=bf16", "mixed_precision.hysteresis=3"},
+         "mixed_precision.hysteresis 3 (--set mixed_precision.hysteresis=3) has no effect with "
+         "mixed_precision.precision bf16"},
+        {1,
+         {"mixed_precision=fp16", "mixed_precision.loss_scale=8", "mixed_precision.loss_scale_window=7"},
+         "has no effect with mixed_precision.loss_scale 8"},
+        {1, {"mixed_precision=fp16", "mixed_precision.min_loss_scale=7"}, NULL},
+        {1,
+         {"mixed_precision=fp16", "profiling.nan_hunt=true"},
+         "profiling.nan_hunt stops at the first overflow"},
+        {1, {"mixed_precision=fp16", "profiling.nan_hunt=true", "mixed_precision.loss_scale=1"}, NULL},
         {1, {"recompute.modules=mlp", "recompute.granularity=full"}, "with recompute.granularity full"},
         {1, {"recompute.modules=mlp", "recompute.granularity=selective"}, NULL},
         {8,

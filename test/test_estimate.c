@@ -19,6 +19,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static const struct rank_on_host alone = {0, 1};
+
 enum { MAX_SETS = 40, MAX_RANKS = 16, MICRO_BATCHES = 4, ROWS = 12, WIDTH = 24 };
 
 /* The text is "key=value key=value …". */
@@ -74,6 +76,7 @@ static const struct {
         {2, "train.global_batch_size=8 ddp.zero_stage=0"},
         {3, "train.global_batch_size=6 ddp.zero_stage=2 ddp.bucket_size=1000"},
         {2, "train.global_batch_size=8 ddp.zero_stage=3 mixed_precision=bf16"},
+        {1, "train.global_batch_size=2 mixed_precision=fp16"},
         {2, "train.global_batch_size=4 " SP TP "2"},
         {2, "train.global_batch_size=4 " PP "2"},
         {2, "train.global_batch_size=4 " PP "2 " SCHEDULE "zero_bubble "
@@ -115,8 +118,8 @@ static void live(int rank, struct comm *world, void *shared)
 	struct step step = {0}, eval = {0};
 	struct step_result result;
 	double loss;
-	int rc = estimate_memory(&l->planned[rank], l->c, rank, 1, false, e);
-	rc = rc ? rc : cpu_backend.open(&at.stream, 2, e);
+	int rc = estimate_memory(&l->planned[rank], l->c, rank, alone, false, e);
+	rc = rc ? rc : cpu_backend.open(&at.stream, THREADS(2), e);
 	rc = world ? comm_any(world, rc, &ignored) : rc;
 	if (!rc && !(rc = step_create(&step, l->c, MODEL_TRAIN, &at, NULL, e)))
 		rc = step_create(&eval, l->c, MODEL_EVALUATE, &at, &step, e);
@@ -170,7 +173,7 @@ TEST(ranks_of_a_stage_are_alike)
 			for (int r = 0; r < more[i].ranks; r++) {
 				struct memory m;
 				int stage = r / (more[i].ranks / x.n_stage);
-				CHECK_INT(estimate_memory(&m, &c, r, 1, false, &e), 0);
+				CHECK_INT(estimate_memory(&m, &c, r, alone, false, &e), 0);
 				if (memcmp(&m, &x.stage[stage].memory, sizeof m))
 					test_failed(__FILE__, __LINE__, "%s: rank %d is not like its stage",
 					            more[i].text, r);
@@ -186,8 +189,8 @@ TEST(a_dry_run_plans_neither_validation_nor_staging)
 	struct memory whole, dry;
 	struct err e = {0};
 	MUST(open_config(&c, 1, "train.global_batch_size=1"));
-	CHECK_INT(estimate_memory(&whole, &c, 0, 1, false, &e), 0);
-	CHECK_INT(estimate_memory(&dry, &c, 0, 1, true, &e), 0);
+	CHECK_INT(estimate_memory(&whole, &c, 0, alone, false, &e), 0);
+	CHECK_INT(estimate_memory(&dry, &c, 0, alone, true, &e), 0);
 	CHECK(whole.bytes[MEMORY_validation] > 0);
 	CHECK_INT(whole.bytes[MEMORY_staging], 132 * WIDTH * 4); /* the embedding */
 	CHECK_INT(dry.bytes[MEMORY_validation] + dry.bytes[MEMORY_staging], 0);
@@ -232,7 +235,7 @@ TEST(a_stream_takes_what_it_was_told_of)
 {
 	struct stream *s;
 	struct err e = {0};
-	MUST(!cpu_backend.open(&s, 2, &e));
+	MUST(!cpu_backend.open(&s, THREADS(2), &e));
 	CHECK_INT(cpu_backend.workspace(s, NULL).expected, 0);
 	CHECK_INT(tell(s, 1000).expected, 2 * mem_reserved(4 * 1000 * 4));
 	CHECK_INT(tell(s, 500).expected, 2 * mem_reserved(4 * 1000 * 4)); /* the largest decides */
@@ -250,7 +253,7 @@ TEST(to_take_more_than_was_told_is_fatal)
 	if (child == 0) {
 		struct stream *s;
 		struct err e = {0};
-		if (!freopen("/dev/null", "w", stderr) || cpu_backend.open(&s, 1, &e))
+		if (!freopen("/dev/null", "w", stderr) || cpu_backend.open(&s, THREADS(1), &e))
 			_exit(1);
 		tell(s, 500);
 		normalise(s, 501);
@@ -273,7 +276,7 @@ static void check_product(const struct matmul_impl *impl, int64_t m, int64_t n, 
 	g.a = a;
 	g.b = b;
 	g.c = c;
-	MUST(!cpu_backend.open(&s, 3, &e));
+	MUST(!cpu_backend.open(&s, THREADS(3), &e));
 	struct cpu_space says = impl->space(s, &g);
 	impl->run[dtype](s, &g);
 	size_t most = mem_reserved(says.shared) + (size_t)says.parts * mem_reserved(says.part);
@@ -292,7 +295,8 @@ TEST(products_take_what_they_say)
 {
 	static const int64_t sizes[][3] = {{1, 1, 1},      {100, 70, 33},    {512, 768, 300},
 	                                   {37, 50, 9000}, {1300, 40, 9000}, {40, 2500, 4100}};
-	static const enum dtype types[][2] = {{DT_f32, DT_f32}, {DT_bf16, DT_bf16}, {DT_bf16, DT_f32}};
+	static const enum dtype types[][2] = {
+	        {DT_f32, DT_f32}, {DT_bf16, DT_bf16}, {DT_bf16, DT_f32}, {DT_f16, DT_f16}};
 	for (int i = 0; matmul_at(i); i++)
 		for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++)
 			for (size_t t = 0; t < sizeof types / sizeof *types; t++)
@@ -311,7 +315,7 @@ struct reductions {
 static void reduce_some(int rank, struct comm *world, void *shared)
 {
 	static const size_t counts[] = {1, 100, 1500, 3000, 100000};
-	static const enum dtype types[] = {DT_f32, DT_bf16, DT_f64, DT_i64};
+	static const enum dtype types[] = {DT_f32, DT_bf16, DT_f16, DT_f64, DT_i64};
 	struct reductions *r = shared;
 	char *data = mem_array(100000, 8), *part = mem_array(100000, 8);
 	struct err e = {0};

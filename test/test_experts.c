@@ -73,7 +73,7 @@ static int run(const struct backend *b, enum op op, int threads, union op_arg ar
                const struct tensor *out, struct err *e)
 {
 	struct stream *s;
-	int rc = b->open(&s, threads, e);
+	int rc = b->open(&s, THREADS(threads), e);
 	if (rc)
 		return rc;
 	rc = b->kernel[op](s, &arg, in, out, e);
@@ -880,11 +880,12 @@ static void check_layer(const struct layer *l)
 		struct tensor want[3] = {TENSOR(y.dtype, 1, n ? n : 1, to),
 		                         TENSOR(y.dtype, 1, n ? n : 1, from), TENSOR(DT_f32, 1, to, from)};
 		want[0].dim[0] = want[1].dim[0] = n;
+		double tolerance = y.dtype == DT_bf16 ? 8e-3 : y.dtype == DT_f16 ? 1e-3 : 1e-5;
 		op_run(&cpu_backend, OP_linear, l->arg, (struct tensor[]){x, w, {0}}, &want[0]);
 		op_run(&cpu_backend, OP_linear_dx, l->arg, (struct tensor[]){dy, w}, &want[1]);
 		op_run(&cpu_backend, OP_linear_dw, l->arg, (struct tensor[]){dy, x}, &want[2]);
-		tensor_compare(&want[0], &y, y.dtype == DT_bf16 ? 8e-3 : 1e-5, "grouped_linear");
-		tensor_compare(&want[1], &dx, y.dtype == DT_bf16 ? 8e-3 : 1e-5, "grouped_dx");
+		tensor_compare(&want[0], &y, tolerance, "grouped_linear");
+		tensor_compare(&want[1], &dx, tolerance, "grouped_dx");
 		tensor_compare(&want[2], &dw, 1e-5, "grouped_dw");
 		free_all(want, 3);
 		first += n;
@@ -906,7 +907,7 @@ static void check_uneven(enum dtype dtype, const int32_t *sizes, int threads, st
 	struct stream *s;
 	struct err e = {0};
 	int64_t rows;
-	MUST(!cpu_backend.open(&s, threads, &e));
+	MUST(!cpu_backend.open(&s, THREADS(threads), &e));
 	memcpy(l.sizes.data, sizes, sizeof uneven[0]);
 	expert_rows(&l.arg, &l.sizes, 6, &rows);
 	for (int k = 0; k < 4; k++) { /* NaN that nobody reads, and nobody writes */
@@ -931,11 +932,11 @@ static void check_uneven(enum dtype dtype, const int32_t *sizes, int threads, st
 
 TEST(grouped_products_are_linear_layers)
 {
-	static const enum dtype dtypes[] = {DT_f32, DT_bf16};
-	for (int i = 0; i < 2 * UNEVEN; i++) {
+	static const enum dtype dtypes[] = {DT_f32, DT_bf16, DT_f16};
+	for (int i = 0; i < 3 * UNEVEN; i++) {
 		struct layer once;
 		for (int threads = 1; threads <= 3; threads++)
-			check_uneven(dtypes[i % 2], uneven[i / 2], threads, &once);
+			check_uneven(dtypes[i % 3], uneven[i / 3], threads, &once);
 		layer_close(&once);
 	}
 }
@@ -947,7 +948,7 @@ TEST(grouped_gradients_accumulate)
 		struct layer l = layer_open(DT_f32, 1400, 24, 40, 6);
 		struct stream *s;
 		struct err e = {0};
-		MUST(!cpu_backend.open(&s, threads, &e));
+		MUST(!cpu_backend.open(&s, THREADS(threads), &e));
 		memcpy(l.sizes.data, uneven[4], sizeof uneven[0]);
 		layer_run(s, &l);
 		struct tensor once = tensor_copy(&l.dw);
@@ -981,7 +982,7 @@ TEST(grouped_products_take_what_they_say)
 		struct layer l = layer_open(dtypes[i % 2], 1400, 70, 130, 6);
 		struct stream *s;
 		struct err e = {0};
-		MUST(!cpu_backend.open(&s, i / 2 + 1, &e));
+		MUST(!cpu_backend.open(&s, THREADS(i / 2 + 1), &e));
 		tell(s, &l);
 		for (int k = 0; k < UNEVEN; k++) {
 			memcpy(l.sizes.data, uneven[k], sizeof uneven[0]);

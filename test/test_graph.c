@@ -68,7 +68,7 @@ static bool open_config(struct config *c, const char *extra, const char *more, s
 	return good;
 }
 
-/* Initial values, rounded where weights are bf16. */
+/* Initial values, rounded where weights have two bytes. */
 static void fill_weights(struct bench *b)
 {
 	const struct model *m = &b->model;
@@ -79,8 +79,8 @@ static void fill_weights(struct bench *b)
 			        first = part->local_row * part->extent[1];
 			float *host = malloc((size_t)n * sizeof *host);
 			part_init(part, 11, host);
-			for (int64_t j = 0; j < n && m->spec.dtype == DT_bf16; j++)
-				((uint16_t *)host)[j] = bf16_from_f32(host[j]);
+			for (int64_t j = 0; j < n && dtype_is_half(m->spec.dtype); j++)
+				((uint16_t *)host)[j] = half_from_f32(m->spec.dtype, host[j]);
 			exec_upload_part(b->exec, m->param[k].value, first, n, host);
 			free(host);
 		}
@@ -112,19 +112,18 @@ static bool open_model(struct bench *b, const struct how *how, const struct exec
 	struct prog *p = &b->prog;
 	prog_init(p);
 	if (!open_config(&b->config, how->extra, how->more, &b->e) ||
-	    !CHECK(!backend->open(&b->stream, 1, &b->e)))
+	    !CHECK(!backend->open(&b->stream, THREADS(1), &b->e)))
 		return false;
-	bool half = b->config.mixed_precision.precision == PRECISION_BF16;
 	struct model_spec spec = {.config = &b->config.model,
 	                          .padded_vocab_size = b->config.derived.padded_vocab_size,
-	                          .dtype = half ? DT_bf16 : DT_f32,
+	                          .dtype = program_dtype(&b->config),
 	                          .use = MODEL_TRAIN,
 	                          .batch = 2,
 	                          .rows = 16};
 	model_build(&b->model, p, &spec, &b->e);
 	prog_backward(p, &(struct seed){b->model.loss, b->model.loss_scale}, 1);
 	if (how->fuse)
-		prog_fuse(p);
+		prog_fuse(p, false);
 	prog_recompute(p, how->repeats, how->layers);
 	prog_plan(p);
 	if (prog_check(p) || !CHECK(!exec_create(&b->exec, p, backend, b->stream, options, &b->e))) {
@@ -392,12 +391,13 @@ TEST(the_hunt_names_the_first_node_that_is_not_finite)
 	             {"decoder.layers.2.attention.key.weight", "layer 2, linear (attention.c:"},
 	             {"decoder.layers.0.pre_mlp_layernorm.weight", "layer 0, rmsnorm (builder.c:"},
 	             {"decoder.final_layernorm.weight", "layer -1, rmsnorm (builder.c:"}};
-	/* The narrow one has no larger value than its bf16 logits. */
+	/* The narrow one has no larger value than its logits of two bytes. */
 	static const struct how hows[] = {
 	        {.fuse = true, .layers = -1},
-	        {.fuse = true, .layers = -1, .extra = "mixed_precision=bf16", .more = "model.hidden_size=8"}};
+	        {.fuse = true, .layers = -1, .extra = "mixed_precision=bf16", .more = "model.hidden_size=8"},
+	        {.fuse = true, .layers = -1, .extra = "mixed_precision=fp16", .more = "model.hidden_size=8"}};
 	struct exec_options options = {.nan_hunt = true};
-	for (int i = 0; i < 8; i++) {
+	for (int i = 0; i < 12; i++) {
 		struct bench b;
 		int32_t id = 0;
 		if (open_model(&b, &hows[i / 4], &options, &cpu_backend)) {
@@ -406,8 +406,8 @@ TEST(the_hunt_names_the_first_node_that_is_not_finite)
 			MUST(part != NULL);
 			int64_t at = part->local_row * part->extent[1] + 5;
 			char *data = exec_data(b.exec, id);
-			if (b.prog.value[id].dtype == DT_bf16)
-				((uint16_t *)data)[at] = bf16_from_f32(NAN);
+			if (dtype_is_half(b.prog.value[id].dtype))
+				((uint16_t *)data)[at] = half_from_f32(b.prog.value[id].dtype, NAN);
 			else
 				((float *)data)[at] = NAN;
 			CHECK_INT(run_segment(&b, SEG_BIT(FWD)), EXIT_DIVERGED);
@@ -455,6 +455,7 @@ TEST(a_trace_has_a_line_a_node)
 	struct bench b;
 	char path[200];
 	double seconds[OP_COUNT];
+	int64_t nodes[OP_COUNT];
 	snprintf(path, sizeof path, "%s/trace", test_dir());
 	if (open_model(&b, &plain, &options, &cpu_backend)) {
 		fflush(stderr);
@@ -475,7 +476,7 @@ TEST(a_trace_has_a_line_a_node)
 		while (b.prog.node[forward].segment == SEG_FWD)
 			forward++;
 		CHECK_INT(lines, forward);
-		exec_take_times(b.exec, seconds);
+		exec_take_times(b.exec, seconds, nodes);
 		CHECK(seconds[OP_linear] > 0 && seconds[OP_linear_dw] == 0);
 	}
 	close_model(&b);
@@ -491,7 +492,7 @@ static long allocations_of_steps(const char *extra, const struct backend *backen
 	struct err e = {0};
 	struct place_of_rank at = {.backend = backend};
 	long before = 0;
-	if (!open_config(&c, extra, NULL, &e) || !CHECK(!backend->open(&at.stream, threads, &e)) ||
+	if (!open_config(&c, extra, NULL, &e) || !CHECK(!backend->open(&at.stream, THREADS(threads), &e)) ||
 	    !CHECK(!step_create(&s, &c, MODEL_TRAIN, &at, NULL, &e)))
 		return -1;
 	pieces_init(&s.program, s.exec, 1);
@@ -519,9 +520,9 @@ TEST(fast_kernels_agree_with_the_reference_through_whole_steps)
 TEST(nothing_is_allocated_after_the_first_step)
 {
 	static const char *const extra[] = {NULL, "mixed_precision=bf16", "model.hidden_dropout=0.1",
-	                                    "recompute.granularity=full"};
+	                                    "recompute.granularity=full", "mixed_precision=fp16"};
 	CHECK(allocations > 0);
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 5; i++)
 		CHECK_INT(allocations_of_steps(extra[i], &cpu_backend, 1 + i % 2), 0);
 }
 

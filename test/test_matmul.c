@@ -31,7 +31,7 @@ static struct stream *stream_new(int num_threads)
 {
 	struct stream *s;
 	struct err e;
-	return cpu_backend.open(&s, num_threads, &e) ? NULL : s;
+	return cpu_backend.open(&s, THREADS(num_threads), &e) ? NULL : s;
 }
 
 /* Largest difference over the largest magnitude. */
@@ -48,7 +48,7 @@ static double difference(const struct tensor *a, const struct tensor *b)
 
 static double tolerance(enum dtype dtype)
 {
-	return dtype == DT_bf16 ? 1. / 128 : 2e-6;
+	return dtype == DT_bf16 ? 1. / 128 : dtype == DT_f16 ? 1. / 1024 : 2e-6;
 }
 
 /* C of a product by plain loops; both operands may be transposed. */
@@ -66,10 +66,11 @@ static void multiply_plainly(const struct matmul *g, const struct tensor *c)
 		}
 }
 
-/* bits: 1 A transposed, 2 B transposed, 4 accumulate, 8 bias, 16 bf16 operands, 32 bf16 C. */
-static void check_product(struct stream *s, const struct tile *tile, int m, int n, int k, int bits)
+/* bits: 1 A transposed, 2 B transposed, 4 accumulate, 8 bias, 16 operands of two bytes, 32 such a C. */
+static void check_product(struct stream *s, const struct tile *tile, int m, int n, int k, int bits,
+                          enum dtype half)
 {
-	enum dtype dtype = bits & 16 ? DT_bf16 : DT_f32, c_dtype = bits & 32 ? DT_bf16 : DT_f32;
+	enum dtype dtype = bits & 16 ? half : DT_f32, c_dtype = bits & 32 ? half : DT_f32;
 	struct tensor a = tensor_random(dtype, m, k, 1), b = tensor_random(dtype, k, n, 2),
 	              bias = tensor_random(dtype, 1, n, 3), c = tensor_random(c_dtype, m, n, 4),
 	              wanted = tensor_random(c_dtype, m, n, 4);
@@ -80,8 +81,8 @@ static void check_product(struct stream *s, const struct tile *tile, int m, int 
 	multiply_plainly(&g, &wanted);
 	double off = difference(&c, &wanted);
 	if (!(off <= tolerance(c_dtype)))
-		test_failed(__FILE__, __LINE__, "%s: %d x %d x %d, case %d is off by %g", tile->name, m, n, k,
-		            bits, off);
+		test_failed(__FILE__, __LINE__, "%s: %d x %d x %d, case %d (%s) is off by %g", tile->name, m,
+		            n, k, bits, dtype_rows[half].name, off);
 	free(a.data), free(b.data), free(bias.data), free(c.data), free(wanted.data);
 }
 
@@ -94,10 +95,44 @@ TEST(products_of_every_tile)
 	bool runs;
 	for (int t = 0; tile_at(t, &runs); t++)
 		for (size_t i = 0; runs && i < sizeof sizes / sizeof *sizes; i++)
-			for (int bits = 0; bits < 64; bits++)
+			for (int bits = 0; bits < 64; bits++) {
 				check_product(s, tile_at(t, &runs), sizes[i][0], sizes[i][1], sizes[i][2],
-				              bits);
+				              bits, DT_bf16);
+				if ((bits & ~3) == 48) /* packed and written like no other */
+					check_product(s, tile_at(t, &runs), sizes[i][0], sizes[i][1],
+					              sizes[i][2], bits, DT_f16);
+			}
 	cpu_backend.close(s);
+}
+
+/* Every finite f16 times one, in both ways of packing; fewer columns than a panel has too. */
+TEST(halves_are_packed_as_they_are)
+{
+	enum { ALL = 63488, DEPTH = 31 };
+	struct tensor a = tensor_new(DT_f16, ALL / DEPTH, DEPTH), one = tensor_new(DT_f16, DEPTH, DEPTH),
+	              c = tensor_new(DT_f32, ALL / DEPTH, DEPTH);
+	struct stream *s = stream_new(1);
+	bool runs;
+	for (int i = 0; i < ALL; i++)
+		((uint16_t *)a.data)[i] = (uint16_t)(i / 2 | i % 2 << 15);
+	for (int i = 0; i < DEPTH; i++)
+		cpu_set(&one, i * DEPTH + i, 1);
+	for (int t = 0; tile_at(t, &runs); t++)
+		for (int across = 0; runs && across < 2; across++) {
+			struct matmul g = {
+			        .m = ALL / DEPTH, .n = DEPTH, .k = DEPTH, .a = a.data, .b = one.data};
+			if (across)
+				g = (struct matmul){
+				        .m = DEPTH, .n = ALL / DEPTH, .k = DEPTH, .a = one.data, .b = a.data};
+			g.b_transposed = false;
+			g.dtype = DT_f16;
+			g.c = c.data;
+			matmul_blocked_with(s, &g, tile_at(t, &runs));
+			for (int i = 0; i < ALL; i++)
+				CHECK(cpu_get(&c, i) == cpu_get(&a, i));
+		}
+	cpu_backend.close(s);
+	free(a.data), free(one.data), free(c.data);
 }
 
 /* Beyond what is packed at a time, in the depth and across. */
@@ -105,9 +140,9 @@ TEST(products_in_several_parts)
 {
 	struct stream *s = stream_new(2);
 	for (int bits = 0; bits < 64; bits += 1 + 2 + 4)
-		check_product(s, tile_best(), 5, 40, 9001, bits);
-	check_product(s, tile_best(), 2700, 3, 4100, 0);
-	check_product(s, tile_best(), 3, 2700, 4100, 16 + 32);
+		check_product(s, tile_best(), 5, 40, 9001, bits, bits & 4 ? DT_f16 : DT_bf16);
+	check_product(s, tile_best(), 2700, 3, 4100, 0, DT_bf16);
+	check_product(s, tile_best(), 3, 2700, 4100, 16 + 32, DT_bf16);
 	cpu_backend.close(s);
 }
 
@@ -155,6 +190,8 @@ TEST(products_do_not_depend_on_threads)
 }
 
 /* The operations, by whichever implementation this build chooses, against their references. */
+static const union op_arg plain;
+
 static void check_linear(struct stream *s, enum dtype dtype, int rows, int depth, int width, bool acc)
 {
 	struct tensor x = tensor_random(dtype, rows, depth, 1), w = tensor_random(dtype, width, depth, 2);
@@ -175,8 +212,8 @@ static void check_linear(struct stream *s, enum dtype dtype, int rows, int depth
 		struct tensor wanted = tensor_random(cases[i].out, cases[i].rows, cases[i].columns, 5);
 		struct err e;
 		got.acc = wanted.acc = acc && i >= 3;
-		CHECK_INT(cases[i].fast(s, NULL, cases[i].in, &got, &e), 0);
-		cases[i].reference(s, NULL, cases[i].in, &wanted, &e);
+		CHECK_INT(cases[i].fast(s, &plain, cases[i].in, &got, &e), 0);
+		cases[i].reference(s, &plain, cases[i].in, &wanted, &e);
 		double off = difference(&got, &wanted);
 		if (!(off <= tolerance(cases[i].out)))
 			test_failed(__FILE__, __LINE__, "case %zu, %s, %d x %d x %d is off by %g", i,
@@ -189,11 +226,11 @@ static void check_linear(struct stream *s, enum dtype dtype, int rows, int depth
 TEST(linear_is_its_reference)
 {
 	static const int sizes[][3] = {{1, 1, 1}, {7, 31, 33}, {127, 7, 31}, {33, 127, 7}, {200, 64, 300}};
+	static const enum dtype types[] = {DT_f32, DT_bf16, DT_f16};
 	struct stream *s = stream_new(2);
 	for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-		for (int bits = 0; bits < 4; bits++)
-			check_linear(s, bits & 1 ? DT_bf16 : DT_f32, sizes[i][0], sizes[i][1], sizes[i][2],
-			             bits & 2);
+		for (int bits = 0; bits < 6; bits++)
+			check_linear(s, types[bits % 3], sizes[i][0], sizes[i][1], sizes[i][2], bits / 3);
 	cpu_backend.close(s);
 }
 
@@ -361,6 +398,7 @@ TEST(attention_is_its_reference)
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		check_attention(s, &cases[i], DT_f32);
 		check_attention(s, &cases[i], DT_bf16);
+		check_attention(s, &cases[i], DT_f16);
 	}
 	cpu_backend.close(s);
 }

@@ -539,7 +539,7 @@ static int64_t held_by(struct fixture *f, int threads, bool told)
 	struct err e = {0};
 	struct workspace w = {0};
 	struct kernel_call call = {f->c->op, &f->arg, f->in, f->out};
-	if (cpu_backend.open(&s, threads, &e))
+	if (cpu_backend.open(&s, THREADS(threads), &e))
 		return -1;
 	if (told)
 		w = cpu_backend.workspace(s, &call);

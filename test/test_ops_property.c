@@ -213,10 +213,10 @@ static void loss_of_shards(const struct backend *b, struct loss *l, int32_t shar
 
 TEST(a_vocabulary_in_shards_is_the_whole)
 {
-	static const enum dtype dtypes[] = {DT_f32, DT_bf16};
-	for (int i = 0; i < 4; i++) {
-		const struct backend *b = both[i / 2];
-		struct loss whole = loss_open(dtypes[i % 2]);
+	static const enum dtype dtypes[] = {DT_f32, DT_bf16, DT_f16};
+	for (int i = 0; i < 6; i++) {
+		const struct backend *b = both[i / 3];
+		struct loss whole = loss_open(dtypes[i % 3]);
 		op_run(b, OP_cross_entropy, shard_arg(0), whole.in, whole.out);
 		op_run(b, OP_cross_entropy_bwd, shard_arg(0),
 		       (struct tensor[]){whole.in[0], whole.in[1], whole.out[1], whole.scale}, &whole.dx);
@@ -585,7 +585,7 @@ TEST(adamw_decays_alone)
 	struct tensor in[7] = {TENSOR(DT_f32, 1, 100), TENSOR(DT_f32, 1, 100), {0},
 	                       TENSOR(DT_f32, 1, 100), TENSOR(DT_f32, 1, 100), TENSOR(DT_f32, 1, 8),
 	                       TENSOR(DT_f64, 1, 1)};
-	static const float hyper[HYPER_COUNT] = {0.1f, 0.9f, 0.99f, 1e-8f, 0.5f, 0, 1, 1};
+	static const float hyper[HYPER_COUNT] = {0.1f, 0.9f, 0.99f, 1e-8f, 0.5f, 0, 1, 1, 1};
 	memset(in[1].data, 0, 400);
 	memset(in[3].data, 0, 400);
 	memset(in[4].data, 0, 400);
@@ -601,8 +601,8 @@ TEST(adamw_decays_alone)
 /* Rows of more than one block. */
 TEST(bias_add_of_wide_rows)
 {
-	static const enum dtype dtypes[] = {DT_f32, DT_bf16};
-	for (int i = 0; i < 2; i++) {
+	static const enum dtype dtypes[] = {DT_f32, DT_bf16, DT_f16};
+	for (int i = 0; i < 3; i++) {
 		struct tensor in[2] = {TENSOR(dtypes[i], 1, 5, 2500), TENSOR(dtypes[i], 2, 2500)};
 		struct tensor y = tensor_copy(&in[0]), want = tensor_copy(&in[0]);
 		op_run(&cpu_reference_backend, OP_bias_add, (union op_arg){0}, in, &want);
@@ -645,32 +645,82 @@ TEST(an_embedding_in_shards_is_the_whole)
 	}
 }
 
-/* Every bf16 is an f32 and comes back; between two of them the nearest is taken, of equally near the even
- * one. */
+/* The f32 that lies in the middle of two neighbours of a type, and what it rounds to. */
+struct rounding {
+	enum dtype dtype;
+	uint16_t one_up; /* 1 and a last bit */
+	float in[10], out[10];
+};
+static const struct rounding roundings[] = {
+        {DT_bf16,
+         0x3f81,
+         {1 + 0x1p-8f, 1 + 0x3p-8f, 1 + 0x1.01p-8f, -1 - 0x1p-8f, 0x1.fffffep127f, 0x1p-149f, -0.f,
+          -0x1p-140f, 0x1.fep127f, -INFINITY},
+         {1, 1 + 0x1p-6f, 1 + 0x1p-7f, -1, INFINITY, 0, -0.f, -0.f, 0x1.fep127f, -INFINITY}},
+        {DT_f16,
+         0x3c01,
+         {1 + 0x1p-11f, 1 + 0x3p-11f, 1 + 0x1.01p-11f, -1 - 0x1p-11f, 65520, 0x1.ffdffep15f, 0x1p-25f,
+          -0x3p-25f, -0x1.7fep-15f, 0x1.000002p-25f},
+         {1, 1 + 0x1p-9f, 1 + 0x1p-10f, -1, INFINITY, 65504, 0, -0x1p-23f, -0x1.8p-15f, 0x1p-24f}}};
+
+/* Every bf16 or f16 is an f32 and comes back; between two of them the nearest is taken, of equally near the
+ * even one. */
+static void check_rounding(const struct backend *b, const struct rounding *r)
+{
+	union op_arg to_f32 = {.cast = {DT_f32}}, to_half = {.cast = {(int32_t)r->dtype}};
+	struct tensor all = TENSOR(r->dtype, 1, 1 << 16), wide = TENSOR(DT_f32, 1, 1 << 16),
+	              back = tensor_copy(&all);
+	for (int32_t x = 0; x < 1 << 16; x++)
+		((uint16_t *)all.data)[x] = (uint16_t)x;
+	op_run(b, OP_cast, to_f32, &all, &wide);
+	op_run(b, OP_cast, to_half, &wide, &back);
+	for (int32_t x = 0; x < 1 << 16; x++)
+		CHECK(((uint16_t *)back.data)[x] == x ||
+		      (isnan(tensor_at(&all, x)) && isnan(tensor_at(&back, x))));
+	CHECK(tensor_at(&wide, r->one_up) == 1 + (r->dtype == DT_bf16 ? 0x1p-7 : 0x1p-10));
+	struct tensor x = TENSOR(DT_f32, 1, 10), y = TENSOR(r->dtype, 1, 10);
+	memcpy(x.data, r->in, sizeof r->in);
+	op_run(b, OP_cast, to_half, &x, &y);
+	for (int k = 0; k < 10; k++)
+		CHECK(tensor_at(&y, k) == (double)r->out[k] &&
+		      !signbit(tensor_at(&y, k)) == !signbit(r->out[k]));
+	free_all((struct tensor[]){all, wide, back, x, y}, 5);
+}
+
 TEST(casts_round_to_nearest_even)
 {
-	static const float in[] = {1 + 0x1p-8f,  1 + 0x3p-8f,     1 + 0x1.01p-8f,
-	                           -1 - 0x1p-8f, 0x1.fffffep127f, 0x1p-149f};
-	static const float out[] = {1, 1 + 0x1p-6f, 1 + 0x1p-7f, -1, INFINITY, 0};
-	union op_arg to_f32 = {.cast = {DT_f32}}, to_bf16 = {.cast = {DT_bf16}};
-	for (int i = 0; i < 2; i++) {
-		struct tensor all = TENSOR(DT_bf16, 1, 1 << 16), wide = TENSOR(DT_f32, 1, 1 << 16),
-		              back = tensor_copy(&all);
-		for (int32_t x = 0; x < 1 << 16; x++)
-			((uint16_t *)all.data)[x] = (uint16_t)x;
-		op_run(both[i], OP_cast, to_f32, &all, &wide);
-		op_run(both[i], OP_cast, to_bf16, &wide, &back);
-		for (int32_t x = 0; x < 1 << 16; x++)
-			CHECK(((uint16_t *)back.data)[x] == x ||
-			      (isnan(tensor_at(&all, x)) && isnan(tensor_at(&back, x))));
-		CHECK(tensor_at(&wide, 0x3f81) == 1 + 0x1p-7);
-		struct tensor x = TENSOR(DT_f32, 1, 6), y = TENSOR(DT_bf16, 1, 6);
-		memcpy(x.data, in, sizeof in);
-		op_run(both[i], OP_cast, to_bf16, &x, &y);
-		for (int k = 0; k < 6; k++)
-			CHECK(tensor_at(&y, k) == (double)out[k]);
-		free_all((struct tensor[]){all, wide, back, x, y}, 5);
+	for (int i = 0; i < 4; i++)
+		check_rounding(both[i % 2], &roundings[i / 2]);
+}
+
+/* The value of a half by its fields. */
+static double half_value(int32_t x)
+{
+	int exponent = x >> 10 & 31, fraction = x & 1023;
+	double size = exponent == 31 ? (fraction ? NAN : INFINITY)
+	              : exponent     ? ldexp(1024 + fraction, exponent - 25)
+	                             : ldexp(fraction, -24);
+	return x & 0x8000 ? -size : size;
+}
+
+/* All values, and between any two neighbours what is nearer to either; at equal distance the even one. */
+TEST(halves_are_what_their_fields_say)
+{
+	for (int32_t x = 0; x < 1 << 16; x++) {
+		double have = f16_to_f32((uint16_t)x), want = half_value(x);
+		CHECK((isnan(have) && isnan(want)) || (have == want && !signbit(have) == !signbit(want)));
 	}
+	for (int32_t x = 0; x < 0x7c00; x++) {
+		/* 2^16 takes the place of infinity. */
+		float low = (float)half_value(x), high = x < 0x7bff ? (float)half_value(x + 1) : 65536;
+		float middle = low / 2 + high / 2;
+		CHECK_INT(f16_from_f32(middle), x & 1 ? x + 1 : x);
+		CHECK_INT(f16_from_f32(nextafterf(middle, 0)), x);
+		CHECK_INT(f16_from_f32(nextafterf(-middle, -INFINITY)), (x + 1) | 0x8000);
+	}
+	CHECK(isnan(f16_to_f32(f16_from_f32(NAN))) && isnan(f16_to_f32(f16_from_f32(-NAN))));
+	CHECK_INT(f16_from_f32(0x1p-149f), 0);
+	CHECK_INT(f16_from_f32(-0x1p-127f), 0x8000);
 }
 
 TEST(zero_of_every_type)
@@ -711,7 +761,7 @@ TEST(square_sum_of_a_bucket)
 		struct stream *s;
 		struct err e = {0};
 		y[threads - 1] = TENSOR(DT_f64, 1, 1);
-		MUST(cpu_backend.open(&s, threads, &e) == 0);
+		MUST(cpu_backend.open(&s, THREADS(threads), &e) == 0);
 		CHECK(cpu_backend.kernel[OP_square_sum](s, &counted, &x, &y[threads - 1], &e) == 0);
 		cpu_backend.close(s);
 		tensor_compare(&want, &y[threads - 1], 1e-12, "square_sum of a bucket");
@@ -725,7 +775,7 @@ TEST(square_sum_of_a_bucket)
 TEST(adamw_of_a_bucket_is_that_of_its_tensors)
 {
 	static const int32_t cut[] = {0, 3, 1027, 30000, 70001};
-	static const float hyper[HYPER_COUNT] = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 2.5f, 4.0f};
+	static const float hyper[HYPER_COUNT] = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 2.5f, 4.0f, 1};
 	union op_arg arg = {.adamw = {.decay = 1}};
 	for (int master = 0; master < 2; master++) {
 		struct tensor none = {0}, in[7], copy[7];
@@ -756,6 +806,36 @@ TEST(adamw_of_a_bucket_is_that_of_its_tensors)
 	}
 }
 
+/* A gradient that is 1024 times as large, and is divided by that, gives the same bits, clipped or not. */
+TEST(adamw_takes_the_scale_off)
+{
+	static const float hyper[HYPER_COUNT] = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 2.5f, 4.0f, 1};
+	union op_arg arg = {.adamw = {.decay = 1}};
+	for (int i = 0; i < 4; i++) {
+		struct tensor once[7] = {
+		        TENSOR(DT_f32, 1, 3000), TENSOR(DT_f32, 2, 3000), {0},
+		        TENSOR(DT_f32, 3, 3000), TENSOR(DT_f32, 4, 3000), TENSOR(DT_f32, 5, HYPER_COUNT),
+		        TENSOR(DT_f64, 6, 1)};
+		struct tensor scaled[7];
+		memcpy(once[5].data, hyper, sizeof hyper);
+		tensor_put(&once[6], 0, i / 2 ? 300 : 0.01);
+		for (int64_t k = 0; k < 3000; k++)
+			tensor_put(&once[4], k, fabs(tensor_at(&once[4], k)));
+		for (int k = 0; k < 7; k++)
+			scaled[k] = tensor_copy(&once[k]);
+		for (int64_t k = 0; k < 3000; k++)
+			tensor_put(&scaled[1], k, 1024 * tensor_at(&once[1], k));
+		tensor_put(&scaled[5], HYPER_UNSCALE, 0x1p-10);
+		tensor_put(&scaled[6], 0, 0x1p20 * tensor_at(&once[6], 0));
+		op_run(both[i % 2], OP_adamw, arg, once, NULL);
+		op_run(both[i % 2], OP_adamw, arg, scaled, NULL);
+		for (int k = 0; k < 5; k++)
+			CHECK(k == 1 || k == 2 || same_bits(&once[k], &scaled[k]));
+		free_all(once, 7);
+		free_all(scaled, 7);
+	}
+}
+
 /* Bad tokens and positions are refused with a sentence, before anything is read out of bounds. */
 TEST(bad_indices_are_refused)
 {
@@ -774,7 +854,7 @@ TEST(bad_indices_are_refused)
 		        fixture_open(op_case_of(bad[i / 2].op), (struct setup){1, 0, DT_f32, false, false});
 		struct stream *s;
 		struct err e = {0};
-		MUST(b->open(&s, 1, &e) == 0);
+		MUST(b->open(&s, THREADS(1), &e) == 0);
 		tensor_put(&f.in[bad[i / 2].index], 3, 100000);
 		CHECK(b->kernel[f.c->op](s, &f.arg, f.in, f.out, &e) != 0);
 		CHECK_HAS(e.text, bad[i / 2].part);
@@ -793,8 +873,8 @@ TEST(backends_hold_memory)
 		char here[100] = "in and out";
 		MUST(b->probe(&e) == 0);
 		CHECK(*b->name && *b->describe());
-		CHECK_INT(b->open(&s, -1, &e), EXIT_CONFIG);
-		MUST(b->open(&s, 0, &e) == 0);
+		CHECK_INT(b->open(&s, THREADS(-1), &e), EXIT_CONFIG);
+		MUST(b->open(&s, THREADS(0), &e) == 0);
 		char *p = b->alloc(s, 1 << 20);
 		CHECK((uintptr_t)p % 64 == 0 && p[0] == 0 && p[(1 << 20) - 1] == 0);
 		b->upload(s, p + 500, here, sizeof here);

@@ -342,7 +342,7 @@ static void run_beside(const struct backend *backend)
 	struct place_of_rank at = {.backend = backend};
 	memset(&model, 0, sizeof model);
 	MUST(open_config(&c, sets));
-	MUST(!backend->open(&at.stream, 1, &e));
+	MUST(!backend->open(&at.stream, THREADS(1), &e));
 	MUST(!step_create(&s, &c, MODEL_TRAIN, &at, NULL, &e));
 	set_weights(&s);
 	MUST(!step_gradients(&s, NULL, 3, &r, &e));
@@ -432,7 +432,7 @@ static bool open_bench(struct bench *b, const char *const *sets)
 	struct err e = {0};
 	*b = (struct bench){0};
 	prog_init(&b->prog);
-	if (!open_config(&b->config, sets) || !CHECK(!cpu_reference_backend.open(&b->stream, 1, &e)))
+	if (!open_config(&b->config, sets) || !CHECK(!cpu_reference_backend.open(&b->stream, THREADS(1), &e)))
 		return false;
 	struct model_spec spec = {.config = &b->config.model,
 	                          .padded_vocab_size = b->config.derived.padded_vocab_size,
@@ -443,7 +443,7 @@ static bool open_bench(struct bench *b, const char *const *sets)
 	struct prog *p = &b->prog;
 	bool good = !model_build(&b->model, p, &spec, &e) &&
 	            !prog_backward(p, &(struct seed){b->model.loss, b->model.loss_scale}, 1) &&
-	            !prog_fuse(p) && !prog_plan(p) && !prog_check(p) &&
+	            !prog_fuse(p, false) && !prog_plan(p) && !prog_check(p) &&
 	            !exec_create(&b->exec, p, &cpu_reference_backend, b->stream, NULL, &e);
 	if (!good) {
 		test_failed(__FILE__, __LINE__, "%s%s", e.text, p->e.text);

@@ -434,7 +434,7 @@ static void build_random(struct random_program *r, uint64_t seed, const struct h
 	differentiate(r);
 	prog_check(p);
 	if (draw(r, 2))
-		prog_fuse(p);
+		prog_fuse(p, false);
 	prog_check(p);
 	prog_recompute(p, (uint32_t)draw(r, 1 << REPEAT_COUNT), draw(r, 2) ? -1 : 1 + draw(r, 2));
 	prog_check(p);
@@ -847,8 +847,9 @@ static struct buf run_random(struct random_program *r, const struct backend *bac
 	struct comm *self;
 	struct err e = {0};
 	*s = (struct running){.r = r, .spoils = spoils};
-	CHECK(!backend->open(&stream, 1, &e) && !comm_self(&self, &e));
-	struct exec_comm comm[] = {{AXIS_BIT(tp), self}, {AXIS_BIT(dp), self}};
+	CHECK(!backend->open(&stream, THREADS(1), &e) && !comm_self(&self, &e));
+	struct exec_comm comm[] = {{.axes = AXIS_BIT(tp), .comm = self},
+	                           {.axes = AXIS_BIT(dp), .comm = self}};
 	struct exec_options options = {.comm = comm, .n_comm = 2};
 	if (order == ANY)
 		CHECK(!comm_queue_open(&options.queue, &e));

@@ -74,10 +74,8 @@ static void run_rank(int rank, struct comm *world, void *shared)
 	char *text = NULL;
 	size_t length = 0;
 	FILE *out = open_memstream(&text, &length);
-	struct verify_options options = {.steps = STEPS,
-	                                 .tolerance = t->tolerance > 0 ? t->tolerance : 1,
-	                                 .local_ranks = 1,
-	                                 .out = out};
+	struct verify_options options = {
+	        .steps = STEPS, .tolerance = t->tolerance > 0 ? t->tolerance : 1, .host = {0, 1}, .out = out};
 	int rc = verify_open(v, &t->config, &t->reference, world, &options, &e);
 	if (!rc)
 		rc = run(v, t, &e);
@@ -209,6 +207,17 @@ TEST(bf16_layouts_stay_within_coarser_bounds)
 	CHECK_INT(u.code, 0);
 	free(t.text);
 	free(u.text);
+}
+
+TEST(fp16_layouts_stay_within_their_bounds)
+{
+	static const char *const sets[] = {"mixed_precision=fp16", "parallel.tensor_model_parallel_size=2",
+	                                   "ddp.zero_stage=2", NULL};
+	struct trial t = {.sets = sets, .ranks = 4};
+	try(&t);
+	CHECK_INT(t.code, 0);
+
+	free(t.text);
 }
 
 static void bump_a_weight(struct verify *v, enum moment when)

@@ -78,8 +78,8 @@ int attention_check(const struct attention *a, enum op op, struct err *e)
 {
 	const struct tensor *t[] = {a->q.t, a->k.t};
 	for (int i = 0; i < 2; i++)
-		if (t[i]->dtype != DT_f32 && t[i]->dtype != DT_bf16)
-			return err_set(e, EXIT_INTERNAL, "%s: %s are %s; f32 and bf16 are allowed",
+		if (t[i]->dtype != DT_f32 && !dtype_is_half(t[i]->dtype))
+			return err_set(e, EXIT_INTERNAL, "%s: %s are %s; f32, bf16 and f16 are allowed",
 			               op_rows[op].name, i ? "keys" : "queries",
 			               dtype_rows[t[i]->dtype].name);
 	return 0;
@@ -128,7 +128,7 @@ void attention_load_transposed(const struct attention *a, const struct attention
 	size_t bytes = dtype_rows[h->t->dtype].bytes;
 	int64_t at = row * h->row + h->column + head * h->size;
 	const struct tile_source source = {(const char *)h->t->data + (size_t)at * bytes, h->row, false};
-	enum tile_word word = h->t->dtype == DT_bf16 ? WORD_BF16_WIDE : WORD_F32;
+	enum tile_word word = tile_word_of((enum dtype)h->t->dtype);
 	a->tile->pack[word](&source, 0, (int)a->rows.length, (int)a->padded_length, 0, h->size,
 	                    (uint32_t *)to);
 }
@@ -395,7 +395,7 @@ static int64_t cuts_of(const struct stream *s, const struct attention *a)
 static struct cpu_space space_for(const struct stream *s, const struct attention *a)
 {
 	int64_t items = a->rows.samples * a->groups * cuts_of(s, a);
-	return (struct cpu_space){0, space_bytes(a), cpu_parts(s, items, 1)};
+	return (struct cpu_space){.part = space_bytes(a), .parts = cpu_parts(s, items, 1)};
 }
 
 struct cpu_space cpu_space_attention(const struct stream *s, const union op_arg *arg, const struct tensor *in,

@@ -44,7 +44,7 @@ struct attention attention_of(const union op_arg *arg, const struct tensor *qkv,
                               const struct tensor *begins);
 struct attention attention_of_part(const union op_arg *arg, const struct tensor *q, const struct tensor *kv,
                                    const struct tensor *keys, const struct tensor *begins);
-/* Fails unless queries, keys and values are f32 or bf16. */
+/* Fails unless queries, keys and values are f32, bf16 or f16. */
 int attention_check(const struct attention *a, enum op op, struct err *e);
 /* o, its gradient or what was before it: t[N, H·V]. */
 struct attention_heads attention_output(const struct attention *a, const struct tensor *t);

@@ -156,7 +156,8 @@ static void backward_part(struct stream *s, void *job, int64_t begin, int64_t en
 
 static struct cpu_space space_for(const struct stream *s, const struct attention *a)
 {
-	return (struct cpu_space){0, space_bytes(a), cpu_parts(s, a->rows.samples * a->groups, 1)};
+	return (struct cpu_space){.part = space_bytes(a),
+	                          .parts = cpu_parts(s, a->rows.samples * a->groups, 1)};
 }
 
 struct cpu_space cpu_space_attention_bwd(const struct stream *s, const union op_arg *arg,

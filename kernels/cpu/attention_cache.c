@@ -98,7 +98,8 @@ struct cpu_space cpu_space_attention_cache(const struct stream *s, const union o
 {
 	(void)out;
 	struct attention a = attention_of(arg, &in[0], NULL, NULL);
-	return (struct cpu_space){0, space_bytes(&a, &in[1]), cpu_parts(s, in[0].dim[0] * a.heads, 1)};
+	return (struct cpu_space){.part = space_bytes(&a, &in[1]),
+	                          .parts = cpu_parts(s, in[0].dim[0] * a.heads, 1)};
 }
 
 int cpu_fast_attention_cache(struct stream *s, const union op_arg *arg, const struct tensor *in,

@@ -35,7 +35,7 @@ void cpu_parallel(struct stream *s, int64_t n, int64_t grain, cpu_part_fn *fn, v
 
 void *cpu_scratch(struct stream *s, int part, size_t bytes)
 {
-	struct cpu_scratch *c = &s->scratch[part < 0 ? s->num_threads : part];
+	struct cpu_scratch *c = &s->scratch[part < 0 ? s->num_threads - 1 - part : part];
 	if (bytes > c->bytes) {
 		ASSERT(!s->is_told || bytes <= c->expected);
 		free(c->data);
@@ -45,36 +45,61 @@ void *cpu_scratch(struct stream *s, int part, size_t bytes)
 	return c->data;
 }
 
-CPU_CLONES void cpu_f32_from_bf16(const uint16_t *in, float *out, int64_t n)
+CPU_CLONES static void read_bf16(const uint16_t *in, float *out, int64_t n)
 {
 #pragma omp simd
 	for (int64_t i = 0; i < n; i++)
 		out[i] = bf16_to_f32(in[i]);
 }
 
-CPU_CLONES void cpu_bf16_from_f32(const float *in, uint16_t *out, int64_t n)
+CPU_CLONES static void write_bf16(const float *in, uint16_t *out, int64_t n)
 {
 #pragma omp simd
 	for (int64_t i = 0; i < n; i++)
 		out[i] = bf16_from_f32(in[i]);
 }
 
-static int stream_open(struct stream **s, int num_threads, struct err *e)
+CPU_CLONES static void read_f16(const uint16_t *in, float *out, int64_t n)
 {
+#pragma omp simd
+	for (int64_t i = 0; i < n; i++)
+		out[i] = f16_to_f32(in[i]);
+}
+
+CPU_CLONES static void write_f16(const float *in, uint16_t *out, int64_t n)
+{
+#pragma omp simd
+	for (int64_t i = 0; i < n; i++)
+		out[i] = f16_from_f32(in[i]);
+}
+
+void cpu_f32_from_half(enum dtype dtype, const uint16_t *in, float *out, int64_t n)
+{
+	(dtype == DT_bf16 ? read_bf16 : read_f16)(in, out, n);
+}
+
+void cpu_half_from_f32(enum dtype dtype, const float *in, uint16_t *out, int64_t n)
+{
+	(dtype == DT_bf16 ? write_bf16 : write_f16)(in, out, n);
+}
+
+static int stream_open(struct stream **s, const struct stream_options *options, struct err *e)
+{
+	int num_threads = options->num_threads;
 	if (num_threads < 0)
 		return err_set(e, EXIT_CONFIG,
 		               "cpu: %d threads asked for; 0 (OpenMP's default) or more are allowed",
 		               num_threads);
 	struct stream *opened = mem_array(1, sizeof *opened);
 	opened->num_threads = num_threads ? num_threads : DEFAULT_THREADS;
-	opened->scratch = mem_array((size_t)opened->num_threads + 1, sizeof *opened->scratch);
+	opened->scratch = mem_array((size_t)opened->num_threads + 2, sizeof *opened->scratch);
 	*s = opened;
 	return 0;
 }
 
 static void stream_close(struct stream *s)
 {
-	for (int i = 0; s && i <= s->num_threads; i++)
+	for (int i = 0; s && i < s->num_threads + 2; i++)
 		free(s->scratch[i].data);
 	if (s)
 		free(s->scratch);
@@ -146,10 +171,11 @@ static struct workspace stream_workspace(struct stream *s, const struct kernel_c
 	if (coming && spaces[coming->op]) {
 		struct cpu_space need = spaces[coming->op](s, coming->arg, coming->in, coming->out);
 		expect(&s->scratch[s->num_threads], need.shared);
+		expect(&s->scratch[s->num_threads + 1], need.rounded);
 		for (int i = 0; i < need.parts; i++)
 			expect(&s->scratch[i], need.part);
 	}
-	for (int i = 0; i <= s->num_threads; i++) {
+	for (int i = 0; i < s->num_threads + 2; i++) {
 		w.expected += (int64_t)mem_reserved(s->scratch[i].expected);
 		w.held += (int64_t)mem_reserved(s->scratch[i].bytes);
 	}
@@ -223,10 +249,12 @@ static kernel_fn *const fast_kernels[OP_COUNT] = {
 };
 #pragma GCC diagnostic pop
 
-#define CPU_BACKEND(name, describe, workspace, kernels)                                                     \
+#define CPU_BACKEND(called, describes, space, table)                                                        \
 	{                                                                                                   \
-		name, probe, describe, stream_open, stream_close, memory_alloc, memory_free, memory_upload, \
-		        memory_download, memory_zero, stream_wait, workspace, kernels                       \
+		.name = called, .probe = probe, .describe = describes, .open = stream_open,                 \
+		.close = stream_close, .alloc = memory_alloc, .free = memory_free, .upload = memory_upload, \
+		.download = memory_download, .zero = memory_zero, .wait = stream_wait, .workspace = space,  \
+		.kernel = table                                                                             \
 	}
 
 const struct backend cpu_reference_backend =

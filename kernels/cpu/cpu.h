@@ -1,7 +1,7 @@
-/* What the processor's kernels share: the stream, threads, scratch, and rows in f32 or bf16.
+/* What the processor's kernels share: the stream, threads, scratch, and rows in f32, bf16 or f16.
  *
  * Every operation has cpu_ref_<op>: plain loops in double precision on one thread, the truth for tests; it
- * takes f64 tensors wherever f32 and bf16 may stand, so that gradients can be checked by differences.
+ * takes f64 tensors wherever f32, bf16 and f16 may stand, so that gradients can be checked by differences.
  * cpu_fast_<op>, listed in fast.def, replaces it in cpu_backend. A fast kernel cuts rows into parts by
  * cpu_parallel and hands each to leaf functions on f32 arrays marked CPU_CLONES, compiled for several
  * instruction sets and chosen when the program is loaded. Sums over rows go through blocks whose size depends
@@ -34,7 +34,7 @@ struct cpu_scratch {
 
 struct stream {
 	int num_threads;
-	struct cpu_scratch *scratch; /* [num_threads + 1]: one per part of cpu_parallel, the last for all */
+	struct cpu_scratch *scratch; /* [num_threads + 2]: one per part of cpu_parallel, then those for all */
 	bool is_told;                /* of the calls that will come: backend->workspace */
 };
 
@@ -46,6 +46,7 @@ struct stream {
 struct cpu_space {
 	size_t shared, part;
 	int parts;
+	size_t rounded; /* CPU_ROUNDED */
 };
 typedef struct cpu_space cpu_space_fn(const struct stream *s, const union op_arg *arg,
                                       const struct tensor *in, const struct tensor *out);
@@ -69,19 +70,19 @@ int cpu_parts(const struct stream *s, int64_t n, int64_t grain);
  * contents are left over. It is allocated once, with what the calls told of need, or grows the first times
  * where the stream was told of none: the steady state allocates nothing. What a kernel asks for is what its
  * cpu_space function says. */
-enum { CPU_SHARED = -1 };
+enum { CPU_SHARED = -1, CPU_ROUNDED = -2 }; /* CPU_ROUNDED: shared too, for what another call works on */
 void *cpu_scratch(struct stream *s, int part, size_t bytes);
 
-/* Conversion of n elements; in != out. */
-void cpu_f32_from_bf16(const uint16_t *in, float *out, int64_t n);
-void cpu_bf16_from_f32(const float *in, uint16_t *out, int64_t n);
+/* Conversion of n elements from and to bf16 or f16; in != out. */
+void cpu_f32_from_half(enum dtype dtype, const uint16_t *in, float *out, int64_t n);
+void cpu_half_from_f32(enum dtype dtype, const float *in, uint16_t *out, int64_t n);
 
 /* Elements [at, at + n) as f32: in the tensor itself where it is f32, else converted into buffer[n]. */
 CPU_INLINE const float *cpu_read(const struct tensor *t, int64_t at, int64_t n, float *buffer)
 {
 	if (t->dtype == DT_f32)
 		return (const float *)t->data + at;
-	cpu_f32_from_bf16((const uint16_t *)t->data + at, buffer, n);
+	cpu_f32_from_half((enum dtype)t->dtype, (const uint16_t *)t->data + at, buffer, n);
 	return buffer;
 }
 
@@ -93,26 +94,26 @@ CPU_INLINE float *cpu_place(const struct tensor *t, int64_t at, float *buffer)
 
 CPU_INLINE void cpu_write(const struct tensor *t, int64_t at, int64_t n, const float *placed)
 {
-	if (t->dtype == DT_bf16)
-		cpu_bf16_from_f32(placed, (uint16_t *)t->data + at, n);
+	if (t->dtype != DT_f32)
+		cpu_half_from_f32((enum dtype)t->dtype, placed, (uint16_t *)t->data + at, n);
 }
 
-/* One element of an f32, bf16 or f64 tensor. */
+/* One element of an f32, bf16, f16 or f64 tensor. */
 static inline double cpu_get(const struct tensor *t, int64_t i)
 {
-	return t->dtype == DT_f32    ? ((const float *)t->data)[i]
-	       : t->dtype == DT_bf16 ? bf16_to_f32(((const uint16_t *)t->data)[i])
-	                             : ((const double *)t->data)[i];
+	return t->dtype == DT_f32   ? ((const float *)t->data)[i]
+	       : t->dtype == DT_f64 ? ((const double *)t->data)[i]
+	                            : half_to_f32(t->dtype, ((const uint16_t *)t->data)[i]);
 }
 
 static inline void cpu_set(const struct tensor *t, int64_t i, double x)
 {
 	if (t->dtype == DT_f32)
 		((float *)t->data)[i] = (float)x;
-	else if (t->dtype == DT_bf16)
-		((uint16_t *)t->data)[i] = bf16_from_f32((float)x);
-	else
+	else if (t->dtype == DT_f64)
 		((double *)t->data)[i] = x;
+	else
+		((uint16_t *)t->data)[i] = half_from_f32(t->dtype, (float)x);
 }
 
 /* Adds where the tensor says so, else overwrites. */

@@ -78,8 +78,8 @@ struct cpu_space cpu_space_bias_add(const struct stream *s, const union op_arg *
 {
 	(void)arg, (void)out;
 	int64_t width = tensor_row(&in[0]);
-	return (struct cpu_space){0, (size_t)width * sizeof(float),
-	                          cpu_parts(s, in[0].dim[0], row_grain(width))};
+	return (struct cpu_space){.part = (size_t)width * sizeof(float),
+	                          .parts = cpu_parts(s, in[0].dim[0], row_grain(width))};
 }
 
 int cpu_fast_bias_add(struct stream *s, const union op_arg *arg, const struct tensor *in,
@@ -96,14 +96,17 @@ static void cast_part(struct stream *s, void *job, int64_t begin, int64_t end, i
 	(void)s, (void)part;
 	const struct job *j = job;
 	const struct tensor *x = &j->in[0], *y = &j->out[0];
-	const int64_t n = end - begin, bytes = dtype_rows[x->dtype].bytes;
-	if (x->dtype == y->dtype)
+	const int64_t bytes = dtype_rows[x->dtype].bytes;
+	float buffer[CPU_BLOCK];
+	if (x->dtype == y->dtype) {
 		memcpy((char *)y->data + begin * bytes, (const char *)x->data + begin * bytes,
-		       (size_t)(n * bytes));
-	else if (x->dtype == DT_bf16)
-		cpu_f32_from_bf16((const uint16_t *)x->data + begin, (float *)y->data + begin, n);
-	else
-		cpu_bf16_from_f32((const float *)x->data + begin, (uint16_t *)y->data + begin, n);
+		       (size_t)((end - begin) * bytes));
+		return;
+	}
+	for (int64_t i = begin; i < end; i += CPU_BLOCK) {
+		int64_t n = least(CPU_BLOCK, end - i);
+		cpu_write(y, i, n, cpu_read(x, i, n, cpu_place(y, i, buffer)));
+	}
 }
 
 int cpu_fast_cast(struct stream *s, const union op_arg *arg, const struct tensor *in,

@@ -1,6 +1,7 @@
 /* Rows on their way to experts and back, and what stands between an expert's two products: copies of whole
  * rows, and blocks of CPU_BLOCK elements in f32. */
-#include "kernels/cpu/expert.h"
+#include "kernels/cpu/cpu.h"
+#include "op/experts.h"
 
 #include <math.h>
 #include <string.h>

@@ -28,8 +28,9 @@ struct cpu_space fold_space(const struct stream *s, int64_t rows, int64_t width,
 {
 	struct fold f = fold_of(rows, width);
 	int parts = cpu_parts(s, most, SUM_GRAIN), fillers = cpu_parts(s, f.blocks, 1);
-	return (struct cpu_space){fold_bytes(&f), (size_t)((most + parts - 1) / parts) * sizeof *f.partial,
-	                          parts > fillers ? parts : fillers};
+	return (struct cpu_space){.shared = fold_bytes(&f),
+	                          .part = (size_t)((most + parts - 1) / parts) * sizeof *f.partial,
+	                          .parts = parts > fillers ? parts : fillers};
 }
 
 float *fold_block(const struct fold *f, int64_t k)

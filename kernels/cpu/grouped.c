@@ -2,7 +2,8 @@
  * the work of all experts in equal parts, wherever an expert begins, and each makes products of its own: none
  * waits for another. Each packs the weights of every expert that it meets, so where rows are few for the
  * threads they share each product instead. What is added to what depends on the shape and the sizes alone. */
-#include "kernels/cpu/expert.h"
+#include "kernels/cpu/cpu.h"
+#include "op/experts.h"
 #include "kernels/cpu/matmul.h"
 
 enum {

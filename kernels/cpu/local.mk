@@ -1,5 +1,5 @@
 noinst_LIBRARIES += libcpu.a
-libcpu_a_SOURCES = kernels/kernels.h kernels/cpu/cpu.c kernels/cpu/cpu.h kernels/cpu/fast.def \
+libcpu_a_SOURCES = kernels/kernels.h kernels/mask.h kernels/cpu/cpu.c kernels/cpu/cpu.h kernels/cpu/fast.def \
 	kernels/cpu/reference_attention.c kernels/cpu/reference_columns.c \
 	kernels/cpu/reference_elementwise.c kernels/cpu/reference_matmul.c \
 	kernels/cpu/reference_norm.c kernels/cpu/reference_token.c \
@@ -9,13 +9,12 @@ libcpu_a_SOURCES = kernels/kernels.h kernels/cpu/cpu.c kernels/cpu/cpu.h kernels
 	kernels/cpu/rope.c kernels/cpu/vmath.h
 libcpu_a_CFLAGS = $(AM_CFLAGS) $(ONEDNN_CFLAGS)
 libcpu_a_SOURCES += kernels/cpu/attention.c kernels/cpu/attention.h kernels/cpu/attention_bwd.c \
-	kernels/cpu/attention_cache.c kernels/cpu/attention_isa.h kernels/cpu/matmul.c kernels/cpu/matmul.h \
+	kernels/cpu/attention_cache.c kernels/cpu/attention_isa.h kernels/fp8.h kernels/cpu/linear.c kernels/cpu/linear.h kernels/cpu/matmul.c kernels/cpu/matmul.h \
 	kernels/cpu/matmul_blocked.c kernels/cpu/matmul_isa.h kernels/cpu/matmul_product.h \
 	kernels/cpu/matmul_tile.c kernels/cpu/matmul_tile.h
 libcpu_a_SOURCES += kernels/cpu/activation.h kernels/cpu/dispatch.c kernels/cpu/dispatch.h kernels/cpu/expert.c \
-	kernels/cpu/expert.h kernels/cpu/expert_check.c kernels/cpu/grouped.c kernels/cpu/reference_dispatch.c \
-	kernels/cpu/reference_expert.c kernels/cpu/reference_router.c kernels/cpu/router.c kernels/cpu/router.h \
-	kernels/cpu/router_check.c
+	kernels/cpu/grouped.c kernels/cpu/reference_dispatch.c kernels/cpu/reference_expert.c \
+	kernels/cpu/reference_router.c kernels/cpu/router.c
 if HAVE_ONEDNN
 libcpu_a_SOURCES += kernels/cpu/matmul_onednn.c
 else

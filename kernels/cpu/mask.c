@@ -48,15 +48,6 @@ CPU_CLONES static void jitter_words(const uint32_t *word, float p, float *out, i
 		out[i] = mask_jitter(p, word[i]);
 }
 
-struct mask_place mask_place_of(const union op_arg *arg, int64_t n)
-{
-	struct context rows = arg->dropout.rows;
-	int32_t each = arg->dropout.seq_length / (rows.ranks > 1 ? rows.ranks : 1);
-	int64_t row = arg->dropout.first_row + n;
-	return (struct mask_place){row / each, context_position(arg->dropout.seq_length, rows.ranks,
-	                                                        rows.first, (int32_t)(row % each))};
-}
-
 /* How many of the words of elements from i on, at most n, come with the blocks from i / 4 on: into word[i %
  * 4] and behind it. */
 static int64_t draw(uint64_t key, uint32_t salt, uint64_t i, int64_t n, uint32_t word[4 * LANES])

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/linear.h"
 #include "kernels/cpu/matmul_tile.h"
 
 const char *cpu_matmul_describe(void)
@@ -30,16 +31,16 @@ static const struct matmul_impl *choose(enum dtype dtype)
 	return matmul_at(i);
 }
 
-static bool is_narrow(const struct tensor *t)
+static bool is_float(const struct tensor *t)
 {
-	return t->dtype == DT_f32 || t->dtype == DT_bf16;
+	return t->dtype == DT_f32 || dtype_is_half(t->dtype);
 }
 
 int matmul_check(const char *op, const struct tensor *in, const struct tensor *out, struct err *e)
 {
-	if (!is_narrow(&in[0]) || in[0].dtype != in[1].dtype || !is_narrow(out))
+	if (!is_float(&in[0]) || in[0].dtype != in[1].dtype || !is_float(out))
 		return err_set(e, EXIT_INTERNAL,
-		               "%s: operands %s and %s into %s; two f32 or two bf16 are allowed", op,
+		               "%s: operands %s and %s into %s; two f32, two bf16 or two f16 are allowed", op,
 		               dtype_rows[in[0].dtype].name, dtype_rows[in[1].dtype].name,
 		               dtype_rows[out->dtype].name);
 	return 0;
@@ -68,24 +69,33 @@ struct cpu_space matmul_most(const struct stream *s, const struct matmul *g)
 	return has_sums(g) ? choose(g->dtype)->most(s, g) : (struct cpu_space){0};
 }
 
-/* The products of a linear layer. */
-#define PRODUCT(op, problem)                                                                  \
-	int cpu_fast_##op(struct stream *s, const union op_arg *arg, const struct tensor *in, \
-	                  const struct tensor *out, struct err *e)                            \
-	{                                                                                     \
-		(void)arg;                                                                    \
-		const struct matmul g = problem(in, out);                                     \
-		if (matmul_check(#op, in, out, e))                                            \
-			return e->code;                                                       \
-		matmul_run(s, &g);                                                            \
-		return 0;                                                                     \
-	}                                                                                     \
-	struct cpu_space cpu_space_##op(const struct stream *s, const union op_arg *arg,      \
-	                                const struct tensor *in, const struct tensor *out)    \
-	{                                                                                     \
-		(void)arg;                                                                    \
-		const struct matmul g = problem(in, out);                                     \
-		return space(s, &g);                                                          \
+/* The products of a linear layer. The library and the own kernel keep the shared scratch for themselves, so
+ * rounded operands lie behind it. */
+#define PRODUCT(op, problem, backward)                                                                       \
+	int cpu_fast_##op(struct stream *s, const union op_arg *arg, const struct tensor *in,                \
+	                  const struct tensor *out, struct err *e)                                           \
+	{                                                                                                    \
+		struct tensor use[3] = {in[0], in[1], {0}};                                                  \
+		if (matmul_check(#op, in, out, e))                                                           \
+			return e->code;                                                                      \
+		if (arg->linear.fp8)                                                                         \
+			linear_operands(s, arg, backward, in, use,                                           \
+			                cpu_scratch(s, CPU_ROUNDED, (size_t)linear_rounded_bytes(arg, in))); \
+		if (op_rows[OP_##op].n_in > 2)                                                               \
+			use[2] = in[2];                                                                      \
+		const struct matmul g = problem(use, out);                                                   \
+		matmul_run(s, &g);                                                                           \
+		return 0;                                                                                    \
+	}                                                                                                    \
+	struct cpu_space cpu_space_##op(const struct stream *s, const union op_arg *arg,                     \
+	                                const struct tensor *in, const struct tensor *out)                   \
+	{                                                                                                    \
+		struct matmul g = problem(in, out);                                                          \
+		if (arg->linear.fp8)                                                                         \
+			g.dtype = DT_bf16;                                                                   \
+		struct cpu_space need = space(s, &g);                                                        \
+		need.rounded = (size_t)linear_rounded_bytes(arg, in);                                        \
+		return need;                                                                                 \
 	}
 
 static struct matmul forward(const struct tensor *in, const struct tensor *out)
@@ -101,7 +111,7 @@ static struct matmul forward(const struct tensor *in, const struct tensor *out)
 	                       .c_dtype = out[0].dtype,
 	                       .bias = in[2].data ? &in[2] : NULL};
 }
-PRODUCT(linear, forward)
+PRODUCT(linear, forward, false)
 
 static struct matmul input_gradient(const struct tensor *in, const struct tensor *out)
 {
@@ -114,7 +124,7 @@ static struct matmul input_gradient(const struct tensor *in, const struct tensor
 	                       .c = out[0].data,
 	                       .c_dtype = out[0].dtype};
 }
-PRODUCT(linear_dx, input_gradient)
+PRODUCT(linear_dx, input_gradient, true)
 
 static struct matmul weight_gradient(const struct tensor *in, const struct tensor *out)
 {
@@ -129,7 +139,7 @@ static struct matmul weight_gradient(const struct tensor *in, const struct tenso
 	                       .c_dtype = out[0].dtype,
 	                       .acc = out[0].acc};
 }
-PRODUCT(linear_dw, weight_gradient)
+PRODUCT(linear_dw, weight_gradient, true)
 
 enum { SUM_ROWS = 64, SUM_COLUMNS = 256 };
 
@@ -171,8 +181,8 @@ int cpu_fast_bias_grad(struct stream *s, const union op_arg *arg, const struct t
 {
 	(void)arg;
 	struct column_sums c = {&in[0], &out[0], in[0].dim[0], tensor_row(&in[0])};
-	if (!is_narrow(&in[0]))
-		return err_set(e, EXIT_INTERNAL, "bias_grad: dy is %s; f32 and bf16 are allowed",
+	if (!is_float(&in[0]))
+		return err_set(e, EXIT_INTERNAL, "bias_grad: dy is %s; f32, bf16 and f16 are allowed",
 		               dtype_rows[in[0].dtype].name);
 	cpu_parallel(s, c.width, 32, column_part, &c);
 	return 0;

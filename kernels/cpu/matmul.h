@@ -21,11 +21,11 @@ struct matmul {
 	int64_t m, n, k;
 	const void *a, *b;
 	bool a_transposed, b_transposed;
-	enum dtype dtype; /* of both operands: DT_f32 or DT_bf16 */
+	enum dtype dtype; /* of both operands: DT_f32, DT_bf16 or DT_f16 */
 	void *c;
-	enum dtype c_dtype; /* DT_f32 or DT_bf16; sums are f32 until they are written */
+	enum dtype c_dtype; /* of these too; sums are f32 until they are written */
 	bool acc;
-	const struct tensor *bias; /* f32 or bf16; NULL = none */
+	const struct tensor *bias; /* NULL = none */
 	int64_t a_pitch;           /* elements from a row of A, as it is stored, to the next; 0: no gap */
 };
 

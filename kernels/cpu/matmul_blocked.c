@@ -91,8 +91,7 @@ void matmul_write_row(const struct matmul *g, int64_t row, int64_t column, int64
 			for (int64_t l = 0; l < count; l++)
 				sum[l] += old[l];
 		}
-		if (g->c_dtype == DT_bf16)
-			cpu_write(&c, at, count, sum);
+		cpu_write(&c, at, count, sum);
 	}
 }
 
@@ -223,7 +222,7 @@ static void run_super_block(struct stream *s, struct job *j, int64_t words, int6
 static struct job job_init(const struct matmul *g, const struct tile *tile)
 {
 	bool pairs = g->dtype == DT_bf16 && tile->product_pair;
-	enum tile_word word = g->dtype == DT_f32 ? WORD_F32 : pairs ? WORD_BF16_PAIR : WORD_BF16_WIDE;
+	enum tile_word word = pairs ? WORD_BF16_PAIR : tile_word_of(g->dtype);
 	return (struct job){.g = g,
 	                    .tile = tile,
 	                    .pack = tile->pack[word],
@@ -312,8 +311,9 @@ static struct cpu_space blocked_most(const struct stream *s, const struct matmul
 		packed += min64(m, MAX_PACKED / (MAX_DEPTH - DEPTH)) *
 		          min64(n, MAX_PACKED / (MAX_DEPTH - DEPTH));
 	size_t block = (size_t)(min64(m, BLOCK_ROWS) * min64(n, BLOCK_COLUMNS)) * sizeof(float);
-	return (struct cpu_space){(size_t)packed * sizeof(uint32_t), g->c_dtype == DT_f32 ? 0 : block,
-	                          g->c_dtype == DT_f32 ? 0 : s->num_threads};
+	return (struct cpu_space){.shared = (size_t)packed * sizeof(uint32_t),
+	                          .part = g->c_dtype == DT_f32 ? 0 : block,
+	                          .parts = g->c_dtype == DT_f32 ? 0 : s->num_threads};
 }
 
 static void blocked(struct stream *s, const struct matmul *g)
@@ -323,7 +323,9 @@ static void blocked(struct stream *s, const struct matmul *g)
 
 const struct matmul_impl *matmul_blocked(void)
 {
-	static const struct matmul_impl impl = {
-	        "own kernels", {[DT_f32] = blocked, [DT_bf16] = blocked}, blocked_space, blocked_most};
+	static const struct matmul_impl impl = {"own kernels",
+	                                        {[DT_f32] = blocked, [DT_bf16] = blocked, [DT_f16] = blocked},
+	                                        blocked_space,
+	                                        blocked_most};
 	return &impl;
 }

@@ -17,6 +17,16 @@ typedef float ISA(unaligned) __attribute__((vector_size(ISA_LANES * 4), aligned(
 
 #define ISA_INLINE static inline __attribute__((always_inline)) ISA_TARGET
 
+/* f16_to_f32 of eight at once. */
+ISA_INLINE void ISA(widen)(word8 *w)
+{
+	const uint32_t bias = 112u << 23;
+	word8 x = *w, exponent = x & 0x7c00, is_small = (word8)(exponent == 0);
+	word8 small = (word8)(__builtin_convertvector((int8)(x & 0x3ff), float8) * 0x1p-24f);
+	word8 normal = ((x & 0x7fff) << 13) + bias + ((word8)(exponent == 0x7c00) & bias);
+	*w = (small & is_small) | (normal & ~is_small) | (x & 0x8000) << 16;
+}
+
 /* Eight words of depth of one lane; elements from `have` on count as zero. */
 ISA_INLINE void ISA(load)(const enum tile_word kind, const void *data, int64_t at, int64_t have, word8 *w)
 {
@@ -25,10 +35,14 @@ ISA_INLINE void ISA(load)(const enum tile_word kind, const void *data, int64_t a
 	char padded[32] = {0};
 	if (have < full)
 		from = memcpy(padded, from, (size_t)(have * bytes));
-	if (kind == WORD_BF16_WIDE) {
+	if (kind == WORD_BF16_WIDE || kind == WORD_F16_WIDE) {
 		half8 h;
 		memcpy(&h, from, sizeof h);
-		*w = __builtin_convertvector(h, word8) << 16;
+		*w = __builtin_convertvector(h, word8);
+		if (kind == WORD_F16_WIDE)
+			ISA(widen)(w);
+		else
+			*w <<= 16;
 	} else {
 		memcpy(w, from, sizeof *w);
 	}
@@ -94,6 +108,9 @@ ISA_INLINE void ISA(pack_row)(const enum tile_word kind, const void *row, const 
 	if (kind == WORD_BF16_WIDE)
 		for (int i = 0; i < lanes; i++)
 			to[i] = (uint32_t)even[i] << 16;
+	else if (kind == WORD_F16_WIDE)
+		for (int i = 0; i < lanes; i++)
+			((float *)to)[i] = f16_to_f32(even[i]);
 	else if (odd)
 		for (int i = 0; i < lanes; i++)
 			to[i] = even[i] | (uint32_t)odd[i] << 16;
@@ -131,6 +148,7 @@ ISA_INLINE void ISA(pack_across)(const enum tile_word kind, const struct tile_so
 	}
 PACK(pack_f32, WORD_F32)
 PACK(pack_wide, WORD_BF16_WIDE)
+PACK(pack_f16, WORD_F16_WIDE)
 PACK(pack_pair, WORD_BF16_PAIR)
 #undef PACK
 

@@ -5,14 +5,16 @@
 
 typedef uint32_t word8 __attribute__((vector_size(32)));
 typedef uint16_t half8 __attribute__((vector_size(16)));
+typedef int32_t int8 __attribute__((vector_size(32)));
+typedef float float8 __attribute__((vector_size(32)));
 
-#define TILE(tile_name, pair)                                                                     \
-	{                                                                                         \
-		.name = tile_name, .columns = 2 * ISA_LANES,                                      \
-		.pack = {ISA(pack_f32), ISA(pack_wide), ISA(pack_pair)}, .product = ISA(product), \
-		.product_pair = pair, .multiply = ISA(multiply), .softmax = ISA(softmax),         \
-		.exponent = ISA(exponent), .score_grad = ISA(score_grad), .dot = ISA(dot),        \
-		.add_scaled = ISA(add_scaled)                                                     \
+#define TILE(tile_name, pair)                                                                      \
+	{                                                                                          \
+		.name = tile_name, .columns = 2 * ISA_LANES,                                       \
+		.pack = {ISA(pack_f32), ISA(pack_wide), ISA(pack_f16), ISA(pack_pair)},            \
+		.product = ISA(product), .product_pair = pair, .multiply = ISA(multiply),          \
+		.softmax = ISA(softmax), .exponent = ISA(exponent), .score_grad = ISA(score_grad), \
+		.dot = ISA(dot), .add_scaled = ISA(add_scaled)                                     \
 	}
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

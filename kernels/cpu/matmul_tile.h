@@ -10,11 +10,19 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "op/op.h"
+
 enum { TILE_ROWS = 12, TILE_MAX_COLUMNS = 32 };
 
-/* How matrix elements become the 32-bit words of a packed panel: f32 as it is; bf16 widened to f32; two bf16
- * of neighbouring depth in one word, for processors that multiply such pairs. */
-enum tile_word { WORD_F32, WORD_BF16_WIDE, WORD_BF16_PAIR, WORD_COUNT };
+/* How matrix elements become the 32-bit words of a packed panel: f32 as it is; bf16 and f16 widened to f32;
+ * two bf16 of neighbouring depth in one word, for processors that multiply such pairs. */
+enum tile_word { WORD_F32, WORD_BF16_WIDE, WORD_F16_WIDE, WORD_BF16_PAIR, WORD_COUNT };
+
+/* The words of f32 that elements of this type become. */
+static inline enum tile_word tile_word_of(enum dtype dtype)
+{
+	return dtype == DT_f32 ? WORD_F32 : dtype == DT_bf16 ? WORD_BF16_WIDE : WORD_F16_WIDE;
+}
 
 /* Lane i, depth k of a matrix is element i + k · pitch where the lanes are adjacent, else i · pitch + k. */
 struct tile_source {

@@ -126,16 +126,16 @@ struct cpu_space cpu_space_mla_pack(const struct stream *s, const union op_arg *
                                     const struct tensor *out)
 {
 	(void)arg;
-	return (struct cpu_space){0, (size_t)tensor_row(&in[3]) * sizeof(float),
-	                          cpu_parts(s, in[0].dim[0], row_grain(&out[0]))};
+	return (struct cpu_space){.part = (size_t)tensor_row(&in[3]) * sizeof(float),
+	                          .parts = cpu_parts(s, in[0].dim[0], row_grain(&out[0]))};
 }
 
 struct cpu_space cpu_space_mla_unpack(const struct stream *s, const union op_arg *arg,
                                       const struct tensor *in, const struct tensor *out)
 {
 	(void)arg, (void)out;
-	return (struct cpu_space){0, 2 * (size_t)tensor_row(&in[1]) * sizeof(float),
-	                          cpu_parts(s, in[0].dim[0], row_grain(&in[0]))};
+	return (struct cpu_space){.part = 2 * (size_t)tensor_row(&in[1]) * sizeof(float),
+	                          .parts = cpu_parts(s, in[0].dim[0], row_grain(&in[0]))};
 }
 
 int cpu_fast_mla_pack(struct stream *s, const union op_arg *arg, const struct tensor *in,

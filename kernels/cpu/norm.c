@@ -32,8 +32,8 @@ static int64_t row_grain(int64_t width)
 /* A kernel over the rows of x that works in `elements` of f32 a part. */
 static struct cpu_space rows_space(const struct stream *s, const struct tensor *x, int64_t elements)
 {
-	return (struct cpu_space){0, (size_t)elements * sizeof(float),
-	                          cpu_parts(s, x->dim[0], row_grain(tensor_row(x)))};
+	return (struct cpu_space){.part = (size_t)elements * sizeof(float),
+	                          .parts = cpu_parts(s, x->dim[0], row_grain(tensor_row(x)))};
 }
 
 /* A gradient of the same, and the sums over all rows: `sums` for each of the gradients it ends in, `width` in

@@ -29,11 +29,15 @@ static void adamw_part(struct stream *s, void *job, int64_t begin, int64_t end, 
 	(void)s, (void)part;
 	const struct job *j = job;
 	const struct tensor *param = &j->in[0], *w = j->in[2].data ? &j->in[2] : param;
-	float *m = j->in[3].data, *v = j->in[4].data, weight[CPU_BLOCK], grad[CPU_BLOCK];
+	float weight[CPU_BLOCK], grad[CPU_BLOCK], first[CPU_BLOCK], second[CPU_BLOCK];
 	for (int64_t i = begin; i < end; i += CPU_BLOCK) {
 		int64_t n = end - i < CPU_BLOCK ? end - i : CPU_BLOCK;
 		float *at = (float *)cpu_read(w, i, n, weight);
-		adamw_row(j, at, cpu_read(&j->in[1], i, n, grad), m + i, v + i, n);
+		float *m = (float *)cpu_read(&j->in[3], i, n, first),
+		      *v = (float *)cpu_read(&j->in[4], i, n, second);
+		adamw_row(j, at, cpu_read(&j->in[1], i, n, grad), m, v, n);
+		cpu_write(&j->in[3], i, n, m);
+		cpu_write(&j->in[4], i, n, v);
 		if (param->dtype == DT_f32 && w != param)
 			memcpy((float *)param->data + i, at, (size_t)n * sizeof *at);
 		cpu_write(param, i, n, at);
@@ -45,9 +49,10 @@ int cpu_fast_adamw(struct stream *s, const union op_arg *arg, const struct tenso
 {
 	(void)out, (void)e;
 	const float *h = in[5].data;
-	double clip = h[HYPER_CLIP] > 0 ? h[HYPER_CLIP] / (sqrt(cpu_get(&in[6], 0)) + 1e-6) : 1;
+	double unscale = h[HYPER_UNSCALE], norm = sqrt(cpu_get(&in[6], 0)) * unscale;
+	double clip = h[HYPER_CLIP] > 0 ? h[HYPER_CLIP] / (norm + 1e-6) : 1;
 	struct job j = {.in = in,
-	                .gradient_scale = clip < 1 ? (float)clip : 1,
+	                .gradient_scale = (float)(clip < 1 ? clip * unscale : unscale),
 	                .keep = arg->adamw.decay ? 1 - h[HYPER_LR] * h[HYPER_DECAY] : 1,
 	                .rate = h[HYPER_LR],
 	                .beta1 = h[HYPER_BETA1],

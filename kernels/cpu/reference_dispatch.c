@@ -6,38 +6,6 @@
 
 #include "base/mem.h"
 
-int64_t capacity_order(const union op_arg *arg, int64_t rows, int64_t row)
-{
-	int32_t ranks = arg->capacity.context_ranks > 1 ? arg->capacity.context_ranks : 1,
-	        length = arg->capacity.seq_length;
-	int64_t block = rows / ranks, part = length / ranks, in_block = row % block;
-	int32_t position =
-	        context_position(length, ranks, (int32_t)(row / block), (int32_t)(in_block % part));
-	return in_block / part * length + position;
-}
-
-int capacity_check(const union op_arg *arg, const struct tensor *in, const struct tensor *out, struct err *e)
-{
-	int64_t rows = in[0].dim[0], choices = tensor_row(&in[0]);
-	int32_t ranks = arg->capacity.ranks, rank = arg->capacity.rank, length = arg->capacity.seq_length,
-	        context = arg->capacity.context_ranks > 1 ? 2 * arg->capacity.context_ranks : 1;
-	if (ranks < 1 || rank < 0 || rank >= ranks || rows % ranks || rows / ranks != out[0].dim[0])
-		return err_set(e, EXIT_INTERNAL,
-		               "capacity: %d rows are block %d of %d equal ones of %lld rows; they are not",
-		               out[0].dim[0], rank, ranks, (long long)rows);
-	if (length < 1 || length % context || rows % length)
-		return err_set(e, EXIT_INTERNAL,
-		               "capacity: %lld rows of samples of %d tokens in %d chunks; whole samples and "
-		               "equal chunks are allowed",
-		               (long long)rows, length, context);
-	if (arg->capacity.limit < 0 || rows * choices > UINT32_MAX)
-		return err_set(e, EXIT_INTERNAL,
-		               "capacity: %lld choices, of which an expert keeps %d; below 2^32, and 0 or "
-		               "more, are allowed",
-		               (long long)(rows * choices), arg->capacity.limit);
-	return 0;
-}
-
 struct pair {
 	int32_t expert;
 	double prob; /* 0 where position alone decides */
@@ -125,22 +93,10 @@ static void cut_sizes(const struct tensor *counts, int64_t first, int64_t end, i
 			}
 }
 
-static int plan_check(const union op_arg *arg, const struct tensor *in, struct err *e)
+static int counts_check(const struct tensor *counts, struct err *e)
 {
-	int32_t ranks = in[1].dim[0], experts = in[1].dim[1], rank = arg->dispatch.rank;
-	const int32_t *count = in[1].data;
-	if (ranks != arg->dispatch.ranks || experts != arg->dispatch.experts || ranks < 1 ||
-	    experts % ranks || rank < 0 || rank >= ranks || arg->dispatch.capacity < 0)
-		return err_set(
-		        e, EXIT_INTERNAL,
-		        "dispatch_plan: counts of %d ranks and %d experts where rank %d of %d deals %d, "
-		        "capacity %d; as many experts on each rank are allowed",
-		        ranks, experts, rank, arg->dispatch.ranks, arg->dispatch.experts,
-		        arg->dispatch.capacity);
-	if (arg->dispatch.first < 0 || arg->dispatch.count < 0 ||
-	    arg->dispatch.first > experts - arg->dispatch.count)
-		return err_set(e, EXIT_INTERNAL, "dispatch_plan: experts %d to %d of %d", arg->dispatch.first,
-		               arg->dispatch.first + arg->dispatch.count, experts);
+	int32_t ranks = counts->dim[0], experts = counts->dim[1];
+	const int32_t *count = counts->data;
 	for (int32_t r = 0; r < ranks; r++)
 		for (int32_t i = 0; i < experts; i++)
 			if (count[(int64_t)r * experts + i] < 0)
@@ -196,7 +152,7 @@ static int64_t give_slots(const union op_arg *arg, const struct tensor *index, c
 int dispatch_plan(const union op_arg *arg, const struct tensor *in, const struct tensor *out, int64_t *room,
                   struct err *e)
 {
-	if (plan_check(arg, in, e) || own_check(arg, in, room, e))
+	if (plan_check(arg, &in[1], e) || counts_check(&in[1], e) || own_check(arg, in, room, e))
 		return e->code;
 	int32_t experts = arg->dispatch.experts, own = arg->dispatch.count, *size = out[1].data,
 	        each = own ? own : experts / arg->dispatch.ranks, begin = own ? arg->dispatch.first : 0;

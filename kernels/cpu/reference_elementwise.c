@@ -214,11 +214,12 @@ int cpu_ref_adamw(struct stream *s, const union op_arg *arg, const struct tensor
 	double h[HYPER_COUNT];
 	for (int i = 0; i < HYPER_COUNT; i++)
 		h[i] = cpu_get(&in[5], i);
-	double clip = h[HYPER_CLIP] > 0 ? h[HYPER_CLIP] / (sqrt(cpu_get(&in[6], 0)) + 1e-6) : 1;
+	double norm = sqrt(cpu_get(&in[6], 0)) * h[HYPER_UNSCALE];
+	double clip = h[HYPER_CLIP] > 0 ? h[HYPER_CLIP] / (norm + 1e-6) : 1;
 	double keep = 1 - (arg->adamw.decay ? h[HYPER_LR] * h[HYPER_DECAY] : 0);
 	int64_t n = tensor_count(param);
 	for (int64_t i = 0; i < n; i++) {
-		double g = cpu_get(grad, i) * (clip < 1 ? clip : 1);
+		double g = cpu_get(grad, i) * h[HYPER_UNSCALE] * (clip < 1 ? clip : 1);
 		double m1 = h[HYPER_BETA1] * cpu_get(m, i) + (1 - h[HYPER_BETA1]) * g;
 		double v1 = h[HYPER_BETA2] * cpu_get(v, i) + (1 - h[HYPER_BETA2]) * g * g;
 		double step = m1 * h[HYPER_BIAS1] / (sqrt(v1 * h[HYPER_BIAS2]) + h[HYPER_EPS]);

@@ -2,7 +2,8 @@
 #include <string.h>
 
 #include "kernels/cpu/activation.h"
-#include "kernels/cpu/expert.h"
+#include "kernels/cpu/cpu.h"
+#include "op/experts.h"
 
 static double gate(const struct tensor *g, int64_t row)
 {

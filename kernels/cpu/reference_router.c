@@ -1,4 +1,5 @@
-#include "kernels/cpu/router.h"
+#include "kernels/cpu/cpu.h"
+#include "op/experts.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -217,7 +218,7 @@ int cpu_ref_expert_counts(struct stream *s, const union op_arg *arg, const struc
 	for (int64_t n = 0; n < in[0].dim[0]; n++)
 		for (int64_t k = n * topk; k < (n + 1) * topk; k++)
 			if (index[k] >= 0 && index[k] < experts)
-				counts[sequence_of(arg, out, n) * experts + index[k]]++;
+				counts[sequence_of(arg, out->dim[0], n) * experts + index[k]]++;
 	return 0;
 }
 
@@ -248,7 +249,7 @@ static struct balance_row balance_row(const union op_arg *arg, const struct tens
 {
 	struct balance_row r = {.arg = arg, .logits = logits, .experts = tensor_row(logits)};
 	r.at = n * r.experts;
-	r.counts = (const int32_t *)counts->data + sequence_of(arg, counts, n) * r.experts;
+	r.counts = (const int32_t *)counts->data + sequence_of(arg, counts->dim[0], n) * r.experts;
 	r.lse = log_sum_exp(logits, r.at, NULL, r.experts);
 	r.sum = arg->balance.score == SCORE_softmax ? 0 : 1e-20;
 	for (int64_t i = 0; i < r.experts; i++) {

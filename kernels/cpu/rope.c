@@ -84,8 +84,8 @@ struct cpu_space cpu_space_rope(const struct stream *s, const union op_arg *arg,
 {
 	(void)arg, (void)out;
 	int64_t width = tensor_row(&in[0]);
-	return (struct cpu_space){0, (size_t)width * sizeof(float),
-	                          cpu_parts(s, in[0].dim[0], row_grain(width))};
+	return (struct cpu_space){.part = (size_t)width * sizeof(float),
+	                          .parts = cpu_parts(s, in[0].dim[0], row_grain(width))};
 }
 
 int cpu_fast_rope(struct stream *s, const union op_arg *arg, const struct tensor *in,

@@ -1,5 +1,6 @@
 /* The router: rows of as many logits as there are experts, in f32; threads share the rows. */
-#include "kernels/cpu/router.h"
+#include "kernels/cpu/cpu.h"
+#include "op/experts.h"
 
 #include <math.h>
 #include <string.h>
@@ -33,7 +34,8 @@ static size_t row_bytes(int64_t experts)
 static struct cpu_space rows_space(const struct stream *s, const struct tensor *logits)
 {
 	int64_t experts = tensor_row(logits);
-	return (struct cpu_space){0, row_bytes(experts), cpu_parts(s, logits->dim[0], row_grain(experts))};
+	return (struct cpu_space){.part = row_bytes(experts),
+	                          .parts = cpu_parts(s, logits->dim[0], row_grain(experts))};
 }
 
 static float *row_buffers(const struct job *j, struct stream *s, int part)
@@ -338,7 +340,7 @@ static void balance_enter(const struct job *j, const struct tensor *logits, int6
                           struct balance_row *r)
 {
 	const struct tensor *counts = logits + 1;
-	int64_t sequence = sequence_of(j->arg, counts, row);
+	int64_t sequence = sequence_of(j->arg, counts->dim[0], row);
 	if (sequence != r->sequence)
 		set_prices(j, counts, sequence, r->price);
 	r->sequence = sequence;
@@ -400,8 +402,9 @@ struct cpu_space cpu_space_balance(const struct stream *s, const union op_arg *a
 {
 	(void)arg, (void)out;
 	int64_t chunks = chunks_of(in[0].dim[0]);
-	return (struct cpu_space){(size_t)chunks * 3 * sizeof(double), row_bytes(tensor_row(&in[0])),
-	                          cpu_parts(s, chunks, 1)};
+	return (struct cpu_space){.shared = (size_t)chunks * 3 * sizeof(double),
+	                          .part = row_bytes(tensor_row(&in[0])),
+	                          .parts = cpu_parts(s, chunks, 1)};
 }
 
 int cpu_fast_balance(struct stream *s, const union op_arg *arg, const struct tensor *in,

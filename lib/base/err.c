@@ -57,7 +57,7 @@ const char *err_code_doc(int code)
 	return "unknown";
 }
 
-_Noreturn void err_bug(const char *file, int line, const char *what)
+void err_bug(const char *file, int line, const char *what)
 {
 	fprintf(stderr, "pentad: internal error at %s:%d: %s\n", file, line, what);
 	fflush(stderr);

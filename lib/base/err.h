@@ -45,7 +45,7 @@ int err_add(struct err *e, int code, const char *fmt, ...) __attribute__((format
 const char *err_code_doc(int code);
 
 /* We were wrong, not the user: prints file:line and leaves with EXIT_INTERNAL. */
-_Noreturn void err_bug(const char *file, int line, const char *what);
+void err_bug(const char *file, int line, const char *what) __attribute__((noreturn));
 #define ASSERT(x) ((x) ? (void)0 : err_bug(__FILE__, __LINE__, #x))
 
 #endif

@@ -5,11 +5,13 @@
 #ifndef PENTAD_BASE_RNG_H
 #define PENTAD_BASE_RNG_H
 
+#include "base/inline.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
 /* Ten rounds of Philox4x32; inline so that kernels vectorise it. */
-static inline void rng_philox(uint64_t key, uint64_t counter_lo, uint64_t counter_hi, uint32_t out[4])
+ANYWHERE void rng_philox(uint64_t key, uint64_t counter_lo, uint64_t counter_hi, uint32_t out[4])
 {
 	uint32_t c0 = (uint32_t)counter_lo, c1 = (uint32_t)(counter_lo >> 32);
 	uint32_t c2 = (uint32_t)counter_hi, c3 = (uint32_t)(counter_hi >> 32);

@@ -122,9 +122,9 @@ const struct ckpt_entry *ckpt_entry(const struct ckpt *c, size_t i);
 const struct ckpt_entry *ckpt_find(const struct ckpt *c, const char *kind, const char *name);
 
 /* Copies a box of a tensor, from whatever pieces hold it, to out[extent…] (row-major, contiguous), as
- * `dtype`: that of the file, or f32 <-> bf16 (round to nearest even). The checksum of a piece is compared
- * when it is first touched. EXIT_BAD_DATA: no such tensor, box outside of the shape, checksum (names tensor,
- * box, file, byte offset; the content of `out` is then undefined); EXIT_IO. Local. */
+ * `dtype`: that of the file, or one of f32, bf16 and f16 from another (round to nearest even). The checksum
+ * of a piece is compared when it is first touched. EXIT_BAD_DATA: no such tensor, box outside of the shape,
+ * checksum (names tensor, box, file, byte offset; the content of `out` is then undefined); EXIT_IO. Local. */
 int ckpt_read_box(struct ckpt *c, const char *kind, const char *name, const int64_t *offset,
                   const int64_t *extent, enum dtype dtype, void *out, struct err *e);
 /* Compares every checksum: all pieces, and all that is between them. EXIT_BAD_DATA names the piece. */

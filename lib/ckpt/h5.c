@@ -33,28 +33,31 @@ static void h5_leave(void)
 	pthread_mutex_unlock(&lock);
 }
 
-/* libhdf5 has no bfloat16: an f32 cut after 7 bits of mantissa; readers see ordinary floats. */
-static hid_t bf16_type(void)
+/* libhdf5 has no floats of two bytes: an f32 with fewer bits of mantissa, and of exponent; readers see
+ * ordinary floats. */
+static hid_t half_type(size_t mantissa_bits)
 {
+	size_t exponent_bits = 15 - mantissa_bits, bias = ((size_t)1 << (exponent_bits - 1)) - 1;
 	hid_t t = H5Tcopy(H5T_IEEE_F32LE);
-	if (t < 0 || H5Tset_fields(t, 15, 7, 8, 0, 7) < 0 || H5Tset_size(t, 2) < 0 ||
-	    H5Tset_ebias(t, 127) < 0) {
+	if (t < 0 || H5Tset_fields(t, 15, mantissa_bits, exponent_bits, 0, mantissa_bits) < 0 ||
+	    H5Tset_size(t, 2) < 0 || H5Tset_ebias(t, bias) < 0) {
 		H5Tclose(t);
 		return -1;
 	}
 	return t;
 }
 
-/* NULL: made by bf16_type. */
+/* NULL: made by half_type. */
 static const hid_t *const types[DT_COUNT] = {[DT_f32] = &H5T_IEEE_F32LE_g,
                                              [DT_bf16] = NULL,
+                                             [DT_f16] = NULL,
                                              [DT_f64] = &H5T_IEEE_F64LE_g,
                                              [DT_i32] = &H5T_STD_I32LE_g,
                                              [DT_i64] = &H5T_STD_I64LE_g};
 
 static hid_t dtype_open(enum dtype t)
 {
-	return types[t] ? H5Tcopy(*types[t]) : bf16_type();
+	return types[t] ? H5Tcopy(*types[t]) : half_type(t == DT_bf16 ? 7 : 10);
 }
 
 /* Virtual datasets know no scalars, so a scalar is shown as one element, in shards as well. */

@@ -96,29 +96,30 @@ static int verify_piece(struct ckpt *c, const struct entry *t, struct piece *p, 
 
 typedef void convert_fn(void *to, const void *from, size_t n);
 
-static void narrow(void *to, const void *from, size_t n)
-{
-	uint16_t *t = to;
-	for (size_t i = 0; i < n; i++) {
-		float x; /* the window is bytes: not aligned for what is in it */
-		memcpy(&x, (const char *)from + 4 * i, 4);
-		t[i] = bf16_from_f32(x);
+/* The window is bytes: not aligned for what is in it. */
+#define CONVERSION(name, from_type, to_type, FUNCTION)                           \
+	static void name(void *to, const void *from, size_t n)                   \
+	{                                                                        \
+		to_type *t = to;                                                 \
+		for (size_t i = 0; i < n; i++) {                                 \
+			from_type x;                                             \
+			memcpy(&x, (const char *)from + i * sizeof x, sizeof x); \
+			t[i] = FUNCTION(x);                                      \
+		}                                                                \
 	}
-}
-
-static void widen(void *to, const void *from, size_t n)
-{
-	float *t = to;
-	for (size_t i = 0; i < n; i++) {
-		uint16_t x;
-		memcpy(&x, (const char *)from + 2 * i, 2);
-		t[i] = bf16_to_f32(x);
-	}
-}
+#define F16_OF_BF16(x) f16_from_f32(bf16_to_f32(x))
+#define BF16_OF_F16(x) bf16_from_f32(f16_to_f32(x))
+CONVERSION(f32_bf16, float, uint16_t, bf16_from_f32)
+CONVERSION(f32_f16, float, uint16_t, f16_from_f32)
+CONVERSION(bf16_f32, uint16_t, float, bf16_to_f32)
+CONVERSION(f16_f32, uint16_t, float, f16_to_f32)
+CONVERSION(bf16_f16, uint16_t, uint16_t, F16_OF_BF16)
+CONVERSION(f16_bf16, uint16_t, uint16_t, BF16_OF_F16)
 
 static convert_fn *const converters[DT_COUNT][DT_COUNT] = {
-        [DT_f32][DT_bf16] = narrow,
-        [DT_bf16][DT_f32] = widen,
+        [DT_f32] = {[DT_bf16] = f32_bf16, [DT_f16] = f32_f16},
+        [DT_bf16] = {[DT_f32] = bf16_f32, [DT_f16] = bf16_f16},
+        [DT_f16] = {[DT_f32] = f16_f32, [DT_bf16] = f16_bf16},
 };
 
 /* Where elements go from a piece to the box that was asked for, in four dimensions of which the first

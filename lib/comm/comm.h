@@ -6,7 +6,7 @@
  *
  * Exactness: every reduction adds contributions in rank order 0, 1, …, n-1, element by element, whatever the
  * timing, the size or the transport, so it equals the serial loop bit for bit, on every rank, and all_reduce
- * equals reduce_scatter followed by all_gather. bf16 is accumulated in f32 and rounded once.
+ * equals reduce_scatter followed by all_gather. bf16 and f16 are accumulated in f32 and rounded once.
  *
  * Hangs: a wait that lasts longer than timeout_s ends with EXIT_INTERNAL and a sentence that says who waits
  * for whom, where, in which call. Where ranks are processes the job is then taken down (boot_abort), since

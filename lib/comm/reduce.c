@@ -3,8 +3,10 @@
 
 #define LOAD_SAME(x) (x)
 #define LOAD_BF16(x) bf16_to_f32(x)
+#define LOAD_F16(x) f16_to_f32(x)
 #define STORE_SAME(x) (x)
 #define STORE_BF16(x) bf16_from_f32(x)
+#define STORE_F16(x) f16_from_f32(x)
 #define SUM_FLOAT(acc, type, a, b) ((a) + (b))
 /* Whole numbers wrap around. */
 #define SUM_WHOLE(acc, type, a, b) ((acc)((type)(a) + (type)(b)))
@@ -16,6 +18,7 @@
 #define REDUCERS(X)                                                          \
 	X(f32, float, float, float, LOAD_SAME, STORE_SAME, SUM_FLOAT)        \
 	X(bf16, uint16_t, float, float, LOAD_BF16, STORE_BF16, SUM_FLOAT)    \
+	X(f16, uint16_t, float, float, LOAD_F16, STORE_F16, SUM_FLOAT)       \
 	X(f64, double, double, double, LOAD_SAME, STORE_SAME, SUM_FLOAT)     \
 	X(i32, int32_t, int32_t, uint32_t, LOAD_SAME, STORE_SAME, SUM_WHOLE) \
 	X(i64, int64_t, int64_t, uint64_t, LOAD_SAME, STORE_SAME, SUM_WHOLE)

@@ -54,36 +54,32 @@ static int64_t rows_between(const struct tensor *sizes, int from, int to)
 	return rows;
 }
 
-/* Counts of elements by rank, out to the experts' ranks and in from those of the tokens. */
-static void count_rows(const struct carried *c, const struct comm *comm, size_t *out, size_t *in,
-                       int64_t *sum_out, int64_t *sum_in)
+int carry_count_rows(const struct carried *c, const struct comm *comm, size_t *out, size_t *in, struct err *e)
 {
-	*sum_out = *sum_in = 0;
+	int64_t going = 0, coming = 0;
+	bool back = c->arg->comm.back;
+	if (comm->size > CARRY_MAX_RANKS || c->sizes.dim[0] != comm->size)
+		return err_set(e, EXIT_INTERNAL, "all_to_all: %d ranks; at most %d, one a row of sizes (%d)",
+		               comm->size, CARRY_MAX_RANKS, c->sizes.dim[0]);
 	for (int r = 0; r < comm->size; r++) {
-		int64_t going = rows_between(&c->sizes, comm->rank, r),
-		        coming = rows_between(&c->sizes, r, comm->rank);
-		out[r] = (size_t)(going * tensor_row(&c->in));
-		in[r] = (size_t)(coming * tensor_row(&c->in));
-		*sum_out += going;
-		*sum_in += coming;
+		int64_t to = rows_between(&c->sizes, back ? r : comm->rank, back ? comm->rank : r),
+		        from = rows_between(&c->sizes, back ? comm->rank : r, back ? r : comm->rank);
+		out[r] = (size_t)(to * tensor_row(&c->in));
+		in[r] = (size_t)(from * tensor_row(&c->in));
+		going += to;
+		coming += from;
 	}
+	if (going <= c->in.dim[0] && coming <= c->out.dim[0])
+		return 0;
+	return err_set(e, EXIT_INTERNAL, "all_to_all: %lld rows to send of %d, %lld to receive into %d",
+	               (long long)going, c->in.dim[0], (long long)coming, c->out.dim[0]);
 }
 
 static int carry_counted_rows(const struct comm_job *j, const struct carried *c, struct err *e)
 {
 	size_t out[CARRY_MAX_RANKS], in[CARRY_MAX_RANKS];
-	int64_t rows_out, rows_in;
-	bool back = c->arg->comm.back;
-	if (j->comm->size > CARRY_MAX_RANKS || c->sizes.dim[0] != j->comm->size)
-		return err_set(e, EXIT_INTERNAL, "all_to_all: %d ranks; at most %d, one a row of sizes (%d)",
-		               j->comm->size, CARRY_MAX_RANKS, c->sizes.dim[0]);
-	count_rows(c, j->comm, out, in, &rows_out, &rows_in);
-	int64_t sends = back ? rows_in : rows_out, receives = back ? rows_out : rows_in;
-	if (sends > c->in.dim[0] || receives > c->out.dim[0])
-		return err_set(e, EXIT_INTERNAL,
-		               "all_to_all: %lld rows to send of %d, %lld to receive into %d",
-		               (long long)sends, c->in.dim[0], (long long)receives, c->out.dim[0]);
-	return comm_all_to_all_v(j->comm, j->in, back ? in : out, j->out, back ? out : in, j->dtype, e);
+	int rc = carry_count_rows(c, j->comm, out, in, e);
+	return rc ? rc : comm_all_to_all_v(j->comm, j->in, out, j->out, in, j->dtype, e);
 }
 
 static int carry_all_to_all(const struct comm_job *j, struct err *e)

@@ -16,12 +16,15 @@ struct exec;
 struct exec_comm {     /* which group carries a collective over these axes */
 	uint32_t axes; /* bit set of enum mesh_axis */
 	struct comm *comm;
+	struct group *group; /* the devices' own, where the backend has groups */
 };
 
 struct exec_options {
 	const struct exec_comm *comm; /* not owned; must outlive the exec */
 	size_t n_comm;
 	struct comm_queue *queue;        /* not owned: carries out all collectives; NULL: at once */
+	bool record;                     /* replay a part that was run before, where the device can */
+	bool times;                      /* wait for each node and count its time: exec_take_times */
 	bool trace;                      /* a line a node on standard error: time, size, root mean square */
 	bool nan_hunt;                   /* after each node, refuse non-finite outputs: EXIT_DIVERGED */
 	const struct backend *reference; /* compare with this device's kernels: EXIT_SELF_CHECK; or NULL */
@@ -60,11 +63,17 @@ struct exec_part {         /* what to run */
  * this one's collectives, and the first error is returned; a failed collective ends it at once. Collective
  * over the groups of the part's collectives. */
 int exec_run(struct exec *x, const struct exec_part *part, struct err *e);
+/* 0, or what has gone wrong on the device: what was downloaded before is then worth nothing. Local. */
+int exec_status(struct exec *x, struct err *e);
 /* A collective has failed: the other ranks cannot be reached any more. */
 bool exec_is_lost(const struct exec *x);
-/* Bytes allocated by this exec, for the comparison with the plan. */
+/* Bytes of the regions that this exec owns, for the comparison with the plan. */
 int64_t exec_bytes(const struct exec *x);
-/* Seconds spent per operation since the last call, seconds[OP_COUNT]; counted only under `trace`. */
-void exec_take_times(struct exec *x, double *seconds);
+/* Bytes of the one piece of memory that exec_create asks its device for, where regions of the set are
+ * another's: a little more, since regions begin at pages. Local. */
+int64_t exec_allocation(const struct prog *program, uint32_t shared_regions);
+/* Seconds and nodes per operation since the last call, [OP_COUNT] each; counted only under `times` and
+ * `trace` (which leaves communication out). */
+void exec_take_times(struct exec *x, double *seconds, int64_t *nodes);
 
 #endif

@@ -29,9 +29,9 @@ struct inspector *inspector_new(const struct prog *p, const struct backend *back
 	struct inspector *s = mem_array(1, sizeof *s);
 	*s = (struct inspector){.p = p, .backend = backend, .stream = stream, .options = options};
 	size_t most = (size_t)largest_value(p);
-	s->row = mem_aligned(3 * most); /* a bf16 tensor and its f32 copy */
+	s->row = mem_aligned(3 * most); /* a tensor of two bytes an element, and its f32 copy */
 	struct err e = {0};
-	if (options->reference && options->reference->open(&s->reference_stream, 1, &e) == 0)
+	if (options->reference && options->reference->open(&s->reference_stream, THREADS(1), &e) == 0)
 		for (int k = 0; k < OP_MAX_IN + OP_MAX_OUT; k++)
 			s->shadow[k] = mem_aligned(most);
 	return s;
@@ -76,11 +76,11 @@ static int64_t fetch(struct inspector *s, const struct tensor *t)
 		s->backend->download(s->stream, s->row, t->data, (size_t)tensor_bytes(t));
 		return n;
 	}
-	if (t->dtype == DT_bf16) {
+	if (dtype_is_half(t->dtype)) {
 		uint16_t *raw = (uint16_t *)(s->row + n); /* behind the place of the result */
 		s->backend->download(s->stream, raw, t->data, (size_t)tensor_bytes(t));
 		for (int64_t i = 0; i < n; i++)
-			s->row[i] = bf16_to_f32(raw[i]);
+			s->row[i] = half_to_f32(t->dtype, raw[i]);
 		return n;
 	}
 	if (t->dtype == DT_f64) {
@@ -164,10 +164,10 @@ static void make_shadow(struct inspector *s, const struct tensor *all, struct te
 
 static double element(const struct tensor *t, int64_t i)
 {
-	return t->dtype == DT_f32    ? ((const float *)t->data)[i]
-	       : t->dtype == DT_bf16 ? bf16_to_f32(((const uint16_t *)t->data)[i])
-	       : t->dtype == DT_f64  ? ((const double *)t->data)[i]
-	                             : 0;
+	return t->dtype == DT_f32        ? ((const float *)t->data)[i]
+	       : dtype_is_half(t->dtype) ? half_to_f32(t->dtype, ((const uint16_t *)t->data)[i])
+	       : t->dtype == DT_f64      ? ((const double *)t->data)[i]
+	                                 : 0;
 }
 
 static int differs(struct inspector *s, size_t i, const struct tensor *fast, const struct tensor *slow,
@@ -186,7 +186,7 @@ static int differs(struct inspector *s, size_t i, const struct tensor *fast, con
 			worst = j;
 		}
 	}
-	double allowed = (fast->dtype == DT_bf16 ? 2e-2 : 5e-4) * scale;
+	double allowed = scale * (fast->dtype == DT_bf16 ? 2e-2 : fast->dtype == DT_f16 ? 2.5e-3 : 5e-4);
 	if (gap <= allowed)
 		return 0;
 	return err_set(

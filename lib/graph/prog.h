@@ -186,8 +186,10 @@ struct seed {
 	int32_t value, adjoint;
 };
 int prog_backward(struct prog *p, const struct seed *seed, size_t n);
-/* Folds residual-gradient additions into the norm gradients that precede them. */
-int prog_fuse(struct prog *p);
+/* Folds into one node what one kernel can do: residual-gradient additions into the norm gradients that
+ * precede them; activations, their slopes and column sums into products. Where activations will be computed
+ * again they stay nodes of their own: a product would have to be repeated with them. */
+int prog_fuse(struct prog *p, bool repeats_activations);
 /* Computes again instead of keeping, in the first `layers` layers (-1 = all): the modules of the set, or
  * whole layers but for their inputs (Chen et al. 2016; Korthikanti et al. 2022). */
 #define REPEATS(X)                                                                               \

@@ -59,12 +59,12 @@ static void grad_linear(struct prog *p, struct node n)
 {
 	int32_t dy = grad_of(p, n.out[0]);
 	if (p->value[n.in[1]].want_grad)
-		EMIT_INTO(p, linear_dw, NO_ARG, (int32_t[OP_MAX_OUT]){grad_accumulator(p, n.in[1])}, dy,
+		EMIT_INTO(p, linear_dw, &n.arg, (int32_t[OP_MAX_OUT]){grad_accumulator(p, n.in[1])}, dy,
 		          n.in[0]);
 	if (n.in[2] != NONE)
 		EMIT_INTO(p, bias_grad, NO_ARG, (int32_t[OP_MAX_OUT]){grad_accumulator(p, n.in[2])}, dy);
 	if (p->value[n.in[0]].want_grad)
-		grad_add(p, n.in[0], EMIT(p, linear_dx, NO_ARG, dy, n.in[1]));
+		grad_add(p, n.in[0], EMIT(p, linear_dx, &n.arg, dy, n.in[1]));
 }
 
 static struct cost cost_linear(const struct prog *p, const struct node *n)
@@ -73,6 +73,25 @@ static struct cost cost_linear(const struct prog *p, const struct node *n)
 }
 
 const struct rule rule_linear = {shape_linear, place_linear, grad_linear, cost_linear};
+
+/* linear_act: made of linear and activation when their adjoints are there already */
+
+static const char *shape_linear_act(struct prog *p, struct node *n)
+{
+	const char *why = shape_linear(p, n);
+	return why ? why : rule_out_like(p, n, 1, n->out[0]);
+}
+
+static const char *place_linear_act(struct prog *p, struct node *n, int axis)
+{
+	const char *why = place_linear(p, n, axis);
+	enum place y = why ? PLACE_PARTIAL : rule_at(p, n->out[0], axis);
+	if (!why && y == PLACE_PARTIAL)
+		return "an activation of partial sums: an all-reduce is missing";
+	return why ? why : rule_place(p, n, 1, axis, y);
+}
+
+const struct rule rule_linear_act = {shape_linear_act, place_linear_act, NULL, cost_linear};
 
 static const char *shape_linear_dx(struct prog *p, struct node *n)
 {
@@ -91,6 +110,24 @@ static const char *place_linear_dx(struct prog *p, struct node *n, int axis)
 }
 
 const struct rule rule_linear_dx = {shape_linear_dx, place_linear_dx, NULL, cost_linear};
+
+static const char *shape_linear_dx_act(struct prog *p, struct node *n)
+{
+	const char *why = shape_linear_dx(p, n);
+	return why || (HAS(2) && rule_same_shape(p, n->out[0], n->in[2])) ? why : "h is not as dx is";
+}
+
+static const char *place_linear_dx_act(struct prog *p, struct node *n, int axis)
+{
+	const char *why = place_linear_dx(p, n, axis);
+	enum place dx = why ? PLACE_PARTIAL : rule_at(p, n->out[0], axis);
+	if (why || (dx != PLACE_PARTIAL && dx == rule_at(p, n->in[2], axis)))
+		return why;
+	return dx == PLACE_PARTIAL ? "a slope times partial sums: an all-reduce is missing"
+	                           : "h is not placed as dx is";
+}
+
+const struct rule rule_linear_dx_act = {shape_linear_dx_act, place_linear_dx_act, NULL, cost_linear};
 
 static const char *shape_linear_dw(struct prog *p, struct node *n)
 {
@@ -130,6 +167,24 @@ static const char *place_bias_grad(struct prog *p, struct node *n, int axis)
 }
 
 const struct rule rule_bias_grad = {shape_bias_grad, place_bias_grad, NULL, cost_light};
+
+static const char *shape_linear_dw_bias(struct prog *p, struct node *n)
+{
+	const char *why = shape_linear_dw(p, n);
+	return why ? why : rule_out_vector(p, n, 1, DT_f32, IN(0)->dim[1]);
+}
+
+/* The bias' gradient lies as the rows of dw do; the columns of x are not its business. */
+static const char *place_linear_dw_bias(struct prog *p, struct node *n, int axis)
+{
+	static const enum place sums[PLACE_COUNT] = {[PLACE_REPLICATED] = PLACE_REPLICATED,
+	                                             [PLACE_SHARD0] = PLACE_PARTIAL,
+	                                             [PLACE_SHARD1] = PLACE_SHARD0};
+	const char *why = place_linear_dw(p, n, axis);
+	return why ? why : rule_place(p, n, 1, axis, sums[rule_at(p, n->in[0], axis)]);
+}
+
+const struct rule rule_linear_dw_bias = {shape_linear_dw_bias, place_linear_dw_bias, NULL, cost_linear_dw};
 
 /* bias_add: the bias of a product whose partial sums had to be added up first */
 

@@ -132,9 +132,9 @@ const struct rule rule_square_sum = {shape_square_sum, place_square_sum, NULL, c
 static const char *shape_cast(struct prog *p, struct node *n)
 {
 	struct value like = *IN(0);
-	bool known = n->arg.cast.dtype == DT_f32 || n->arg.cast.dtype == DT_bf16;
+	bool known = n->arg.cast.dtype == DT_f32 || dtype_is_half(n->arg.cast.dtype);
 	return known ? rule_out(p, n, 0, (enum dtype)n->arg.cast.dtype, like.nd, like.dim)
-	             : "casts are to f32 or bf16";
+	             : "casts are to f32, bf16 or f16";
 }
 
 static struct cost cost_cast(const struct prog *p, const struct node *n)
@@ -185,8 +185,11 @@ static const char *shape_adamw(struct prog *p, struct node *n)
 			return "parameter, gradient and moments have different shapes";
 	if (IN(0)->dtype != DT_f32 && !HAS(2))
 		return "a parameter below f32 needs a master";
+	for (int k = 3; k < 5; k++)
+		if (IN(k)->dtype != DT_f32 && IN(k)->dtype != DT_bf16 && IN(k)->dtype != DT_f64)
+			return "moments are f32 or bf16";
 	if (!rule_is_vector(p, n->in[5], HYPER_COUNT) || !rule_is_vector(p, n->in[6], 1))
-		return "needs hyper[8] and norm2[1]";
+		return "needs hyper[9] and norm2[1]";
 	return NULL;
 }
 

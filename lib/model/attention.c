@@ -147,7 +147,7 @@ static int32_t project_packed(struct builder *b, int32_t x)
 	                                      ROWS({"attention.query.bias", q}, {"attention.key.bias", kv},
 	                                           {"attention.value.bias", kv}))
 	                       : NONE;
-	return EMIT(b->p, linear, NO_ARG, x, w, bias);
+	return EMIT(b->p, linear, LAYER_PRODUCT(b), x, w, bias);
 }
 
 static int32_t project_qkv(struct builder *b, int32_t x)
@@ -178,14 +178,14 @@ static int32_t latent(struct builder *b, const char *down, int64_t width, int32_
 {
 	int32_t w = build_param(b, 2, b->c->hidden_size, WHOLE, ROWS({down, width}), INIT_NORMAL,
 	                        b->c->init_method_std);
-	return EMIT(b->p, linear, NO_ARG, x, w, NONE);
+	return EMIT(b->p, linear, LAYER_PRODUCT(b), x, w, NONE);
 }
 
 static int32_t heads_from(struct builder *b, const char *up, int64_t width, int64_t rank, int32_t x)
 {
 	int32_t w = build_param(b, 2, rank, BY_ROWS, ROWS({up, b->c->num_attention_heads * width}),
 	                        INIT_NORMAL, b->c->init_method_std);
-	return EMIT(b->p, linear, NO_ARG, build_enter(b, x), w, NONE);
+	return EMIT(b->p, linear, LAYER_PRODUCT(b), build_enter(b, x), w, NONE);
 }
 
 static int32_t latent_queries(struct builder *b, int32_t x)

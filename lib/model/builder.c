@@ -150,8 +150,8 @@ int32_t build_add_up(struct builder *b, int32_t y)
 int32_t build_linear_back(struct builder *b, int32_t h, int32_t w, int32_t bias)
 {
 	if (b->ranks == 1)
-		return EMIT(b->p, linear, NO_ARG, h, w, bias);
-	int32_t y = build_add_up(b, EMIT(b->p, linear, NO_ARG, h, w));
+		return EMIT(b->p, linear, LAYER_PRODUCT(b), h, w, bias);
+	int32_t y = build_add_up(b, EMIT(b->p, linear, LAYER_PRODUCT(b), h, w));
 	return bias == NONE ? y : EMIT(b->p, bias_add, NO_ARG, y, bias);
 }
 
@@ -227,7 +227,7 @@ int32_t build_feed_forward(struct builder *b, const char *name, int64_t F, bool 
 	                               {"up.bias", kind.gated ? F : 0}};
 	int32_t w = build_param(b, 2, c->hidden_size, BY_ROWS, weights, 2, INIT_NORMAL, c->init_method_std);
 	int32_t bias = biases ? build_vector(b, BY_ROWS, INIT_ZERO, offsets, 2) : NONE;
-	int32_t h = EMIT(b->p, linear, NO_ARG, build_enter(b, x), w, bias);
+	int32_t h = EMIT(b->p, linear, LAYER_PRODUCT(b), build_enter(b, x), w, bias);
 	h = kind.gated ? EMIT(b->p, glu, &act, h) : EMIT(b->p, activation, &act, h);
 	int32_t w2 = build_param(b, 2, F, BY_COLUMNS, ROWS({"fc2.weight", c->hidden_size}), INIT_NORMAL,
 	                         build_output_std(b));

@@ -43,6 +43,9 @@ int32_t build_f32_param(struct builder *b, int64_t columns, const struct rows *r
 /* Of projections back into the residual stream: init_method_std / sqrt(2 · layers). */
 double build_output_std(const struct builder *b);
 
+/* The argument of a product of a layer; routers and the head have none: they are never rounded to 8 bits. */
+#define LAYER_PRODUCT(b) ARG(.linear = {.fp8 = (b)->m->spec.fp8})
+
 /* The residual stream comes to all tensor-parallel ranks, each works on its own columns (heads, ffn,
  * vocabulary), and their sums go back: Shoeybi et al. 2019; Korthikanti et al. 2022 where the stream is cut
  * by rows. */

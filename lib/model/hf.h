@@ -97,8 +97,8 @@ size_t hf_count(const struct hf *h);
 const struct hf_part *hf_part(const struct hf *h, size_t i);
 /* Type of a part's elements: that of the file; half precision (F16) becomes f32, which holds it exactly. */
 enum dtype hf_dtype(const struct hf *h, size_t i);
-/* Box of a logical parameter into out[extent…], as f32 or bf16. Rows that only pad the vocabulary are zero.
- * EXIT_BAD_DATA: no such parameter, box outside of its shape. */
+/* Box of a logical parameter into out[extent…], as f32, bf16 or f16. Rows that only pad the vocabulary are
+ * zero. EXIT_BAD_DATA: no such parameter, box outside of its shape. */
 int hf_read_box(const struct hf *h, const char *name, const int64_t *offset, const int64_t *extent,
                 enum dtype dtype, void *out, struct err *e);
 

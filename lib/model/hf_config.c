@@ -618,7 +618,7 @@ void hf_config_put(const struct model_config *c, enum hf_family f, enum dtype dt
                    struct buf *b)
 {
 	struct config_writer w = {0};
-	const char *word = dtype == DT_bf16 ? "bfloat16" : "float32";
+	const char *word = dtype == DT_bf16 ? "bfloat16" : dtype == DT_f16 ? "float16" : "float32";
 	hf_put(&w, "architectures", arena_printf(&w.arena, "[\"%s\"]", hf_family_class(f)));
 	hf_put_word(&w, "model_type", hf_family_name(f));
 	hf_put_word(&w, "dtype", word);

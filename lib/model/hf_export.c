@@ -66,15 +66,18 @@ static int check_part(struct export *x, const struct hf_part *p, enum dtype *dty
 		return err_set(x->e, EXIT_BAD_DATA, "%s: tensor %s (" KIND ") is missing", ckpt_path(x->ckpt),
 		               p->name);
 	bool same = t->nd == p->nd && t->shape[0] == p->shape[0] && (p->nd < 2 || t->shape[1] == p->shape[1]);
-	if (!same || (t->dtype != DT_f32 && t->dtype != DT_bf16))
+	if (!same || (t->dtype != DT_f32 && !dtype_is_half(t->dtype)))
 		return err_set(x->e, EXIT_BAD_DATA,
-		               "%s: tensor %s is %s [%lld, %lld]; expected f32 or bf16 [%lld, %lld]",
+		               "%s: tensor %s is %s [%lld, %lld]; expected f32, bf16 or f16 [%lld, %lld]",
 		               ckpt_path(x->ckpt), p->name, dtype_rows[t->dtype].name, (long long)t->shape[0],
 		               (long long)(t->nd > 1 ? t->shape[1] : 1), (long long)p->shape[0],
 		               (long long)p->shape[1]);
 	*dtype = t->dtype;
 	return 0;
 }
+
+static const enum st_dtype file_dtypes[DT_COUNT] = {
+        [DT_f32] = ST_F32, [DT_bf16] = ST_BF16, [DT_f16] = ST_F16};
 
 /* One HF tensor for each run of parts with the same name. */
 static int plan_tensors(struct export *x)
@@ -85,7 +88,7 @@ static int plan_tensors(struct export *x)
 		enum dtype dtype = DT_f32;
 		if (check_part(x, p, &dtype))
 			return x->e->code;
-		enum st_dtype st = dtype == DT_bf16 ? ST_BF16 : ST_F32;
+		enum st_dtype st = file_dtypes[dtype];
 		struct st_tensor *t =
 		        p->first_row ? &x->tensors[x->n_tensors - 1] : &x->tensors[x->n_tensors++];
 		if (p->first_row && t->dtype != st)
@@ -175,7 +178,7 @@ static int write_weights(struct export *x, size_t max_shard_bytes)
 	for (size_t i = 0; i < x->plan.n && !rc; i++) {
 		const struct hf_part *p = &x->plan.parts[i];
 		tensor += i && !p->first_row;
-		enum dtype dtype = x->tensors[tensor].dtype == ST_BF16 ? DT_bf16 : DT_f32;
+		enum dtype dtype = ckpt_find(x->ckpt, KIND, p->name)->dtype;
 		rc = p->transposed ? write_transposed(x, p, tensor, dtype) : write_plain(x, p, tensor, dtype);
 	}
 	struct err second = {0}; /* the first cause is the one to tell */

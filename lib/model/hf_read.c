@@ -26,19 +26,6 @@ struct hf {
 	size_t *by_name;                  /* parts sorted by our name */
 };
 
-static float half_to_f32(uint16_t h)
-{
-	int exponent = h >> 10 & 31;
-	float fraction = (float)(h & 1023), x;
-	if (exponent == 0)
-		x = ldexpf(fraction, -24);
-	else if (exponent == 31)
-		x = h & 1023 ? NAN : INFINITY;
-	else
-		x = ldexpf(1024 + fraction, exponent - 25);
-	return h >> 15 ? -x : x;
-}
-
 /* Element i of bytes from the file, which are aligned to nothing. */
 static float load(enum st_dtype t, const char *p, size_t i)
 {
@@ -49,7 +36,7 @@ static float load(enum st_dtype t, const char *p, size_t i)
 		return x;
 	}
 	memcpy(&h, p + 2 * i, 2);
-	return t == ST_BF16 ? bf16_to_f32(h) : half_to_f32(h);
+	return t == ST_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
 }
 
 static const struct {
@@ -85,7 +72,7 @@ static void store(enum st_dtype from, const char *p, size_t n, enum dtype to, ch
 			float x = load(from, p, i);
 			memcpy(o, &x, sizeof x);
 		} else {
-			uint16_t h = bf16_from_f32(load(from, p, i));
+			uint16_t h = half_from_f32(to, load(from, p, i));
 			memcpy(o, &h, sizeof h);
 		}
 	}
@@ -412,8 +399,8 @@ int hf_read_box(const struct hf *h, const char *name, const int64_t *offset, con
                 enum dtype dtype, void *out, struct err *e)
 {
 	size_t i = 0;
-	if (dtype != DT_f32 && dtype != DT_bf16)
-		return err_set(e, EXIT_INTERNAL, "%s: weights are read as f32 or bf16", name);
+	if (dtype != DT_f32 && !dtype_is_half(dtype))
+		return err_set(e, EXIT_INTERNAL, "%s: weights are read as f32, bf16 or f16", name);
 	if (find_part(h, name, &i, e))
 		return e->code;
 	const struct hf_part *p = &h->plan.parts[i];

@@ -94,9 +94,13 @@ void model_fill_constants(const struct model *m, struct exec *x)
 	free(table);
 }
 
+/* Elements that are worth a team of threads. */
+enum { PARALLEL_FROM = 1 << 16 };
+
 void part_init(const struct part *part, uint64_t seed, float *out)
 {
 	uint64_t key = rng_key(seed, part->name);
+#pragma omp parallel for if (part->extent[0] * part->extent[1] >= PARALLEL_FROM)
 	for (int64_t r = 0; r < part->extent[0]; r++) {
 		int64_t first = (part->offset[0] + r) * part->shape[1] + part->offset[1];
 		float *row = out + r * part->extent[1];

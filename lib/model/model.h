@@ -75,6 +75,7 @@ struct model_spec {
 	const struct model_config *config; /* checked; not owned, outlives the model */
 	int64_t padded_vocab_size;
 	enum dtype dtype; /* of weights and activations */
+	bool fp8;         /* products of layers round their operands to 8 bits */
 	enum model_use use;
 	int32_t batch; /* B: samples of this rank's micro-batch */
 	int32_t rows;  /* T: tokens a sample; under MODEL_GENERATE, rows a call */

@@ -4,6 +4,9 @@
 #ifndef PENTAD_OP_OP_H
 #define PENTAD_OP_OP_H
 
+#include "base/inline.h"
+
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -113,6 +116,10 @@ union op_arg {
 		int32_t kind; /* enum activation */
 	} activation;
 	struct {
+		int32_t fp8;  /* operands are rounded to 8 bits first: x and w to e4m3, gradients to e5m2 */
+		int32_t kind; /* enum activation, of linear_act and linear_dx_act */
+	} linear;
+	struct {
 		float p;
 		uint32_t salt;
 		int32_t seq_length;
@@ -192,10 +199,11 @@ union op_arg {
 	} adamw;
 };
 
-/* hyper[] of adamw, f32: bias_1 = 1/(1-beta1^t), bias_2 = 1/(1-beta2^t); clip 0 = none. The update:
- * g *= clip/(sqrt(norm2)+1e-6) where that is below 1; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g²;
- * w -= lr·decay·w; w -= lr · (m bias_1) / (sqrt(v bias_2) + eps). With a master, w is the master and the
- * parameter its rounded copy. */
+/* hyper[] of adamw, f32: bias_1 = 1/(1-beta1^t), bias_2 = 1/(1-beta2^t); clip 0 = none; unscale: 1 over what
+ * the loss was multiplied by, so 1 changes nothing. The update: g *= unscale; norm = sqrt(norm2)·unscale; g
+ * *= clip/(norm+1e-6) where that is below 1; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g²; w -= lr·decay·w; w -=
+ * lr · (m bias_1) / (sqrt(v bias_2) + eps). With a master, w is the master and the parameter its rounded
+ * copy. */
 enum hyper {
 	HYPER_LR,
 	HYPER_BETA1,
@@ -205,6 +213,7 @@ enum hyper {
 	HYPER_CLIP,
 	HYPER_BIAS1,
 	HYPER_BIAS2,
+	HYPER_UNSCALE,
 	HYPER_COUNT
 };
 
@@ -231,7 +240,7 @@ int64_t tensor_bytes(const struct tensor *t);
 int64_t tensor_row(const struct tensor *t);
 
 /* Where row j of a rank's block of one sample, 0 <= j < T/ranks, stands in the sample. */
-static inline int32_t context_position(int32_t seq_length, int32_t ranks, int32_t rank, int32_t j)
+ANYWHERE int32_t context_position(int32_t seq_length, int32_t ranks, int32_t rank, int32_t j)
 {
 	if (ranks <= 1)
 		return j;
@@ -243,7 +252,7 @@ static inline int32_t context_position(int32_t seq_length, int32_t ranks, int32_
  * first. With i = count: none, and how many rows there are in all. */
 int64_t expert_rows(const union op_arg *arg, const struct tensor *sizes, int32_t i, int64_t *first);
 
-static inline float bf16_to_f32(uint16_t x)
+ANYWHERE float bf16_to_f32(uint16_t x)
 {
 	union {
 		uint32_t u;
@@ -253,7 +262,7 @@ static inline float bf16_to_f32(uint16_t x)
 }
 
 /* Rounds to nearest, ties to even; a NaN stays one. */
-static inline uint16_t bf16_from_f32(float x)
+ANYWHERE uint16_t bf16_from_f32(float x)
 {
 	union {
 		float f;
@@ -261,6 +270,53 @@ static inline uint16_t bf16_from_f32(float x)
 	} v = {x};
 	uint32_t rounded = (v.u + 0x7fff + (v.u >> 16 & 1)) >> 16;
 	return (uint16_t)((v.u & 0x7fffffff) > 0x7f800000 ? v.u >> 16 | 64 : rounded);
+}
+
+/* A subnormal half is a whole number of 2^-24; the other exponents move by 127 - 15, that of infinity twice.
+ */
+ANYWHERE float f16_to_f32(uint16_t x)
+{
+	const uint32_t bias = 112u << 23, exponent = x & 0x7c00u;
+	union {
+		float f;
+		uint32_t u;
+	} small = {(float)(x & 0x3ff) * 0x1p-24f}, v;
+	uint32_t normal = ((uint32_t)(x & 0x7fff) << 13) + bias + (exponent == 0x7c00 ? bias : 0);
+	v.u = (exponent ? normal : small.u) | (uint32_t)(x & 0x8000) << 16;
+	return v.f;
+}
+
+/* Rounds to nearest, ties to even; from 65520 on it is infinity; a NaN stays one. Below 2^-14 the sum with a
+ * half rounds to whole numbers of 2^-24. */
+ANYWHERE uint16_t f16_from_f32(float x)
+{
+	const uint32_t bias = 112u << 23, infinity = 0x7c00;
+	union {
+		float f;
+		uint32_t u;
+	} v = {x}, small;
+	uint32_t sign = v.u >> 16 & 0x8000, size = v.u & 0x7fffffff;
+	v.u = size;
+	small.f = v.f + 0.5f;
+	uint32_t rounded = (size - bias + 0xfff + (size >> 13 & 1)) >> 13;
+	uint32_t finite = size < 0x38800000 ? small.u - 0x3f000000 : rounded < infinity ? rounded : infinity;
+	return (uint16_t)(sign | (size > 0x7f800000 ? 0x7e00 | (size >> 13 & 0x1ff) : finite));
+}
+
+/* The types of two bytes: bf16 and f16. */
+ANYWHERE bool dtype_is_half(int dtype)
+{
+	return dtype == DT_bf16 || dtype == DT_f16;
+}
+
+ANYWHERE float half_to_f32(int dtype, uint16_t x)
+{
+	return dtype == DT_bf16 ? bf16_to_f32(x) : f16_to_f32(x);
+}
+
+ANYWHERE uint16_t half_from_f32(int dtype, float x)
+{
+	return dtype == DT_bf16 ? bf16_from_f32(x) : f16_from_f32(x);
 }
 
 #endif

@@ -456,6 +456,12 @@ static void emit_norm(struct sharder *h)
 	h->s->norm2 = axes ? EMIT(p, all_reduce, ARG(.comm = {axes}), norm2) : norm2;
 }
 
+/* A master is exact; moments are what the options say. */
+static enum dtype type_of_state(const struct sharder *h, int state)
+{
+	return state == SHARD_MASTER ? DT_f32 : h->options->moments[state - SHARD_EXP_AVG];
+}
+
 static void update_bucket(struct sharder *h, struct bucket *b)
 {
 	struct prog *p = h->p;
@@ -471,8 +477,8 @@ static void update_bucket(struct sharder *h, struct bucket *b)
 	for (int k = SHARD_MASTER; k <= SHARD_EXP_AVG_SQ; k++)
 		if (k != SHARD_MASTER || p->value[whole].dtype != DT_f32)
 			set_state(b, (enum shard_state)k,
-			          part_value(h, b, names[k - SHARD_MASTER], R_OPT, DT_f32, mine), first,
-			          count);
+			          part_value(h, b, names[k - SHARD_MASTER], R_OPT, type_of_state(h, k), mine),
+			          first, count);
 	turn_to(p, SEG_STEP, 0);
 	EMIT(p, adamw, ARG(.adamw = {b->like.decay}), mine, b->state[SHARD_GRAD].value,
 	     b->state[SHARD_MASTER].value, b->state[SHARD_EXP_AVG].value, b->state[SHARD_EXP_AVG_SQ].value,

@@ -24,10 +24,11 @@ struct shard_param { /* what decides the bucket of a parameter */
 
 struct shard_options {
 	int stage;
-	int64_t bucket_size; /* elements; a bucket is closed when it holds as many */
-	bool reduce_in_bf16; /* gradients travel as bf16 */
-	bool reduce_early;   /* right behind the last writer of a bucket, not at the end of backward */
-	bool trains;         /* false: parameters alone, for a forward program */
+	int64_t bucket_size;   /* elements; a bucket is closed when it holds as many */
+	bool reduce_in_bf16;   /* gradients travel as bf16 */
+	bool reduce_early;     /* right behind the last writer of a bucket, not at the end of backward */
+	bool trains;           /* false: parameters alone, for a forward program */
+	enum dtype moments[2]; /* of exp_avg and exp_avg_sq: f32, or bf16, which saves memory and rounds */
 };
 
 struct shard_slice { /* value holds elements [first, first + count) of the pack */

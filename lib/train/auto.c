@@ -452,13 +452,13 @@ void auto_put_remedies(struct buf *b, const struct auto_search *s, const struct 
 
 /* Choosing */
 
-static int decide(struct config *c, int world, int local_ranks, struct auto_layout *out, const char **why,
-                  struct err *e)
+static int decide(struct config *c, int world, struct rank_on_host host, struct auto_layout *out,
+                  const char **why, struct err *e)
 {
-	struct auto_machine m = auto_machine_of(c, world, local_ranks);
+	struct auto_machine m = auto_machine_of(c, world, host.ranks);
 	struct auto_search s = {0};
 	struct buf b = {0};
-	int rc = run_measure_device(c, local_ranks, &m.rate, e);
+	int rc = run_measure_device(c, host, &m.rate, e);
 	if (!rc)
 		rc = auto_search(&s, c, &m, e);
 	if (!rc) {
@@ -472,8 +472,8 @@ static int decide(struct config *c, int world, int local_ranks, struct auto_layo
 	return rc;
 }
 
-int auto_choose(struct config *c, struct comm *world, int world_size, int local_ranks, const char **why,
-                struct err *e)
+int auto_choose(struct config *c, struct comm *world, int world_size, struct rank_on_host host,
+                const char **why, struct err *e)
 {
 	struct auto_layout l = {0};
 	int rc = 0, n = world ? world->size : world_size;
@@ -481,7 +481,7 @@ int auto_choose(struct config *c, struct comm *world, int world_size, int local_
 	if (!config_layout_is_open(c))
 		return 0;
 	if (!world || world->rank == 0)
-		rc = decide(c, n, local_ranks, &l, why, e);
+		rc = decide(c, n, host, &l, why, e);
 	if (world && !(rc = comm_any(world, rc, e)))
 		rc = comm_broadcast(world, &l, sizeof l / sizeof(int64_t), DT_i64, 0, e);
 	if (!rc)

@@ -101,8 +101,8 @@ void auto_put_remedies(struct buf *b, const struct auto_search *s, const struct 
 /* Chooses on rank 0, for all; nothing where the layout is not open. *why, in c's arena: lines for people, on
  * rank 0 alone; NULL elsewhere and where nothing was chosen. world NULL: for world_size ranks that are not
  * here. EXIT_CONFIG where no layout is legal or none fits. Collective over world. */
-int auto_choose(struct config *c, struct comm *world, int world_size, int local_ranks, const char **why,
-                struct err *e);
+int auto_choose(struct config *c, struct comm *world, int world_size, struct rank_on_host host,
+                const char **why, struct err *e);
 /* Logs its lines; NULL has none. */
 void auto_say(const char *why);
 

@@ -25,7 +25,7 @@ static double told(int64_t number)
 static struct sizes sizes_of(const struct config *c)
 {
 	const struct model_config *m = &c->model;
-	bool rounded = c->mixed_precision.precision == PRECISION_BF16;
+	bool rounded = c->mixed_precision.precision != PRECISION_FP32;
 	int64_t vocabulary = c->derived.padded_vocab_size;
 	double heads = (double)m->num_attention_heads, channels = (double)m->kv_channels;
 	struct sizes z = {.c = c,

@@ -267,6 +267,26 @@ static void check_wsd(struct check *k)
 		             s->lr_wsd_decay_iters, check_named(k, "scheduler.lr_decay_iters"));
 }
 
+static void check_loss_scale(struct check *k)
+{
+	const struct mixed_precision_config *m = &k->c->mixed_precision;
+	bool half = m->precision == PRECISION_FP16, searches = half && isnan(m->loss_scale);
+	static const char *const keys[] = {"mixed_precision.initial_loss_scale",
+	                                   "mixed_precision.min_loss_scale",
+	                                   "mixed_precision.loss_scale_window", "mixed_precision.hysteresis"};
+	const char *because = half ? "mixed_precision.loss_scale" : "mixed_precision.precision";
+	check_unused(k, "mixed_precision.loss_scale", half, check_named(k, because));
+	for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+		check_unused(k, keys[i], searches, check_named(k, because));
+	if (searches && m->min_loss_scale > m->initial_loss_scale)
+		check_broken(k, "mixed_precision.min_loss_scale", "%g is more than %s", m->min_loss_scale,
+		             check_named(k, "mixed_precision.initial_loss_scale"));
+	if (searches && k->c->profiling.nan_hunt)
+		check_note(k,
+		           "profiling.nan_hunt stops at the first overflow that the search for a loss scale "
+		           "would have passed over: give mixed_precision.loss_scale, 1 for example");
+}
+
 /* The data. */
 
 /* Three numbers from 0 on, one comma between them, blanks allowed. */
@@ -404,9 +424,9 @@ static void note_unused(struct check *k)
 
 /* In this order: a rule may need what an earlier one derived. */
 static void (*const rules[])(struct check *) = {
-        check_required,  check_model,      check_recompute, check_layout, check_transport,
-        check_warmup,    check_rates,      check_wsd,       check_split,  check_blend,
-        check_documents, check_validation, check_start,     derive_name,  note_unused};
+        check_required,   check_model, check_recompute,  check_layout, check_transport, check_warmup,
+        check_rates,      check_wsd,   check_loss_scale, check_split,  check_blend,     check_documents,
+        check_validation, check_start, derive_name,      note_unused};
 
 int config_check(struct config *c, int world_size, struct err *e)
 {

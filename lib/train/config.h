@@ -33,12 +33,17 @@ OPTION_ENUM_DECLARE(lr_decay_style, LR_DECAY_STYLES)
 	X(WSD_MINUS_SQRT, "minus_sqrt", NULL)
 OPTION_ENUM_DECLARE(lr_wsd_decay_style, LR_WSD_DECAY_STYLES)
 
-#define PRECISIONS(X)                                      \
-	X(PRECISION_FP32, "fp32", NULL)                    \
-	X(PRECISION_BF16, "bf16", NULL)                    \
-	X(PRECISION_FP16, "fp16", "fp16 is not built yet") \
-	X(PRECISION_FP8, "fp8", "fp8 is not built yet")
+#define PRECISIONS(X)                   \
+	X(PRECISION_FP32, "fp32", NULL) \
+	X(PRECISION_BF16, "bf16", NULL) \
+	X(PRECISION_FP16, "fp16", NULL) \
+	X(PRECISION_FP8, "fp8", NULL)
 OPTION_ENUM_DECLARE(precision, PRECISIONS)
+
+#define MOMENT_TYPES(X)              \
+	X(MOMENT_FP32, "fp32", NULL) \
+	X(MOMENT_BF16, "bf16", NULL)
+OPTION_ENUM_DECLARE(moment_type, MOMENT_TYPES)
 
 #define RECOMPUTE_GRANULARITIES(X)                \
 	X(RECOMPUTE_NONE, "none", NULL)           \

@@ -2,6 +2,7 @@
 #include "comm/comm.h"
 #include "graph/exec.h"
 #include "graph/rule.h"
+#include "kernels/kernels.h"
 #include "train/pieces.h"
 #include "train/run.h"
 #include "train/step.h"
@@ -64,27 +65,27 @@ static void add_communication(struct memory *m, const struct program *t)
 
 /* Memory */
 
-static void add_rounding(struct memory *m, int64_t bytes)
+/* A device's memory is taken as it is asked for, a host's in huge pages. */
+static void add_rounding(struct memory *m, const struct prog *p, uint32_t shared, int64_t bytes)
 {
-	m->bytes[MEMORY_rounding] += (int64_t)mem_reserved((size_t)bytes) - bytes;
+	int64_t asked = exec_allocation(p, shared);
+	m->bytes[MEMORY_rounding] += (m->on_device ? asked : (int64_t)mem_reserved((size_t)asked)) - bytes;
 }
 
 static void add_training(struct memory *m, const struct program *t)
 {
-	for (int r = 0; r < R_COUNT; r++) {
+	for (int r = 0; r < R_COUNT; r++)
 		m->bytes[r] = t->prog.bytes[r];
-		add_rounding(m, t->prog.bytes[r]);
-	}
+	add_rounding(m, &t->prog, 0, program_bytes(t));
 }
 
 static void add_validation(struct memory *m, const struct program *t)
 {
-	for (int r = 0; r < R_COUNT; r++) {
-		if (SHARED_REGIONS >> r & 1)
-			continue;
-		m->bytes[MEMORY_validation] += t->prog.bytes[r];
-		add_rounding(m, t->prog.bytes[r]);
-	}
+	int64_t sum = 0;
+	for (int r = 0; r < R_COUNT; r++)
+		sum += SHARED_REGIONS >> r & 1 ? 0 : t->prog.bytes[r];
+	m->bytes[MEMORY_validation] += sum;
+	add_rounding(m, &t->prog, SHARED_REGIONS, sum);
 }
 
 /* Of a part of parameter k, in the state that takes most. */
@@ -139,41 +140,51 @@ static int rehearse_validation(struct memory *m, const struct config *c, int ran
 	int rc = program_build(&t, c, MODEL_EVALUATE, 0, rank, e);
 	if (!rc) {
 		add_validation(m, &t);
-		add_communication(m, &t);
+		if (!m->on_device)
+			add_communication(m, &t);
 		rehearse(m, r, &t);
 	}
 	program_free(&t);
 	return rc;
 }
 
+/* Where the program is on a device of its own, only that one's memory counts. */
+static void add_host(struct memory *m, const struct config *c, const struct program *t, bool dry_run)
+{
+	if (m->on_device)
+		return;
+	m->bytes[MEMORY_process] = PROCESS_BYTES + cuda_backend.host_bytes;
+	add_communication(m, t);
+	if (stages_tensors(c) && !dry_run)
+		m->bytes[MEMORY_staging] = staging_bytes(t);
+}
+
 /* t: the rank's training program; *m is zero. */
-static int memory_of(struct memory *m, const struct config *c, const struct program *t, int local_ranks,
-                     bool dry_run, struct err *e)
+static int memory_of(struct memory *m, const struct config *c, const struct program *t,
+                     struct rank_on_host host, bool dry_run, struct err *e)
 {
 	struct rehearsal r;
-	int rc = run_open_device(c, local_ranks, &r.backend, &r.stream, e);
+	int rc = run_open_device(c, host, &r.backend, &r.stream, e);
 	if (rc)
 		return rc;
-	m->bytes[MEMORY_process] = PROCESS_BYTES;
+	m->on_device = r.backend->memory != NULL;
 	add_training(m, t);
-	add_communication(m, t);
+	add_host(m, c, t, dry_run);
 	rehearse(m, &r, t);
 	if (c->validation.eval_interval > 0 && !dry_run)
 		rc = rehearse_validation(m, c, t->rank, &r, e);
-	if (stages_tensors(c) && !dry_run)
-		m->bytes[MEMORY_staging] = staging_bytes(t);
 	r.backend->close(r.stream);
 	return rc;
 }
 
-int estimate_memory(struct memory *m, const struct config *c, int rank, int local_ranks, bool dry_run,
-                    struct err *e)
+int estimate_memory(struct memory *m, const struct config *c, int rank, struct rank_on_host host,
+                    bool dry_run, struct err *e)
 {
 	struct program t;
 	*m = (struct memory){0};
 	int rc = program_build(&t, c, MODEL_TRAIN, 0, rank, e);
 	if (!rc)
-		rc = memory_of(m, c, &t, local_ranks, dry_run, e);
+		rc = memory_of(m, c, &t, host, dry_run, e);
 	program_free(&t);
 	return rc;
 }
@@ -194,7 +205,7 @@ int memory_check(const struct memory *planned, const struct step *training, cons
 	            {memory_rows[MEMORY_workspace].name, at->backend->workspace(at->stream, NULL).held,
 	             planned->bytes[MEMORY_workspace]},
 	            {memory_rows[MEMORY_communication].name,
-	             at->world ? (int64_t)comm_scratch_bytes(at->world) : 0,
+	             at->world && !planned->on_device ? (int64_t)comm_scratch_bytes(at->world) : 0,
 	             planned->bytes[MEMORY_communication]}};
 	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
 		if (rows[i].held != rows[i].planned)
@@ -331,7 +342,8 @@ static int estimate_one(struct estimate *x, const struct config *c, int stage, i
 	struct program t;
 	int rc = program_build(&t, c, MODEL_TRAIN, 0, rank, e);
 	if (!rc)
-		rc = memory_of(&x->stage[stage].memory, c, &t, local_ranks, false, e);
+		rc = memory_of(&x->stage[stage].memory, c, &t, (struct rank_on_host){0, local_ranks}, false,
+		               e);
 	if (!rc) {
 		describe(&x->stage[stage], &t);
 		count_work(&x->stage[stage], &t);
@@ -363,7 +375,7 @@ static int play(struct estimate *x, struct err *e)
 /* Weights, both moments, and the master where weights are rounded. */
 static int64_t state_bytes(const struct config *c)
 {
-	bool rounded = c->mixed_precision.precision == PRECISION_BF16;
+	bool rounded = c->mixed_precision.precision != PRECISION_FP32;
 	return (rounded ? 2 + 4 : 4) + 2 * 4;
 }
 

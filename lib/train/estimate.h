@@ -4,6 +4,7 @@
 #ifndef PENTAD_TRAIN_ESTIMATE_H
 #define PENTAD_TRAIN_ESTIMATE_H
 
+#include "backend/backend.h"
 #include "train/program.h"
 
 struct step;
@@ -26,6 +27,7 @@ enum memory_kind {
 };
 struct memory {
 	int64_t bytes[MEMORY_COUNT];
+	bool on_device; /* of a device, not of the host: no process, no buffers of communicators */
 };
 struct memory_row {
 	const char *name, *doc;
@@ -33,10 +35,10 @@ struct memory_row {
 extern const struct memory_row memory_rows[MEMORY_COUNT];
 int64_t memory_total(const struct memory *m);
 
-/* What rank `rank` of a checked configuration will hold, where local_ranks share its host's cores. A dry run
+/* What rank `rank` of a checked configuration will hold, on this host. A dry run
  * validates and saves nothing. */
-int estimate_memory(struct memory *m, const struct config *c, int rank, int local_ranks, bool dry_run,
-                    struct err *e);
+int estimate_memory(struct memory *m, const struct config *c, int rank, struct rank_on_host host,
+                    bool dry_run, struct err *e);
 /* Whether a rank that has made a step holds what was planned, no more and no less: else EXIT_INTERNAL with
  * both. `evaluation`: its exec is NULL where nothing is validated. */
 int memory_check(const struct memory *planned, const struct step *training, const struct step *evaluation,

@@ -43,13 +43,15 @@ static size_t list_settings(const struct json *model, struct arena *a, const cha
 	return n;
 }
 
-static int config_of_model(const struct json *model, bool bf16, struct config *c, struct err *e)
+static int config_of_model(const struct json *model, enum dtype dtype, struct config *c, struct err *e)
 {
 	struct arena a = {0};
 	const char **sets = mem_array(model->count + 2, sizeof *sets);
 	size_t n = list_settings(model, &a, sets);
 	sets[n++] = "train.train_iters=1";
-	sets[n++] = bf16 ? "mixed_precision=bf16" : "mixed_precision=fp32";
+	sets[n++] = dtype == DT_bf16  ? "mixed_precision=bf16"
+	            : dtype == DT_f16 ? "mixed_precision=fp16"
+	                              : "mixed_precision=fp32";
 	struct config_source source = {.sets = sets, .n_sets = n};
 	int rc = config_load(c, &source, e);
 	if (!rc)
@@ -67,7 +69,7 @@ static int config_of_folder(const struct hf *hf, struct config *c, struct err *e
 	hf_model_put_json(hf_model(hf), &text);
 	int rc = json_parse(&a, "config.json", text.data, text.length, &model, e);
 	if (!rc)
-		rc = config_of_model(model, hf_count(hf) && hf_dtype(hf, 0) == DT_bf16, c, e);
+		rc = config_of_model(model, hf_count(hf) ? hf_dtype(hf, 0) : DT_f32, c, e);
 	buf_free(&text);
 	arena_free(&a);
 	return rc;
@@ -83,7 +85,7 @@ int generate_read_config(const struct weights *w, struct config *c, struct err *
 	if (!model || !table)
 		return err_set(e, EXIT_BAD_DATA, "%s: says nothing of the model it holds",
 		               ckpt_path(w->ckpt));
-	return config_of_model(model, table->dtype == DT_bf16, c, e);
+	return config_of_model(model, table->dtype, c, e);
 }
 
 static int open_program(struct generator *g, struct program *t, int32_t rows, struct exec **x,
@@ -156,10 +158,12 @@ static int feed_rows(struct generator *g, struct program *t, struct exec *x, con
 		return rc;
 	const struct value *v = &t->prog.value[t->model.logits];
 	exec_download(x, t->model.logits, g->raw);
+	if ((rc = exec_status(x, e)))
+		return rc;
 	int64_t from = (int64_t)(n - 1) * v->dim[1];
 	for (int32_t k = 0; k < v->dim[1]; k++)
 		g->logits[k] = v->dtype == DT_f32 ? ((float *)g->raw)[from + k]
-		                                  : bf16_to_f32(((uint16_t *)g->raw)[from + k]);
+		                                  : half_to_f32(v->dtype, ((uint16_t *)g->raw)[from + k]);
 	g->length += n;
 	return 0;
 }

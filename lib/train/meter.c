@@ -116,28 +116,44 @@ static void experts_words(const struct meter *m, const struct step_report *r, ch
 		snprintf(out + n, cap - (size_t)n, " OVERFLOW %.2g%%", 100 * (double)m->overflow / choices);
 }
 
+/* Of fp16 alone: most scales are powers of two. */
+static void scale_words(const struct meter *m, const struct step_report *r, char *out, size_t cap)
+{
+	int power;
+	if (m->config->mixed_precision.precision != PRECISION_FP16)
+		return;
+	if (frexp(r->loss_scale, &power) == 0.5)
+		snprintf(out, cap, " scale 2^%d", power - 1);
+	else
+		snprintf(out, cap, " scale %.4g", r->loss_scale);
+}
+
 static void people_line(const struct meter *m, const struct step_report *r, double tokens,
                         double tokens_per_s, double tflops, char *out, size_t cap)
 {
-	char count[32], rate[32], eta[32], left[48] = "", val[48] = "", mfu[32] = "", experts[96] = "";
+	char count[32], rate[32], eta[32], left[48] = "", val[48] = "", mfu[32] = "", experts[96] = "",
+	                                   scale[32] = "";
 	int64_t total = m->config->train.train_iters;
 	double remaining = stop_seconds_left(), gib = 1 << 30;
 	if (m->val_step)
 		snprintf(val, sizeof val, " val %.4f@%lld", m->val_loss, (long long)m->val_step);
-	if (m->matmul_peak > 0)
-		snprintf(mfu, sizeof mfu, " %.1f%%mfu", 100e12 * tflops / m->matmul_peak);
+	double peak = m->datasheet_peak > 0 ? m->datasheet_peak : m->matmul_peak;
+	if (peak > 0)
+		snprintf(mfu, sizeof mfu, " %.1f%%mfu", 100e12 * tflops / peak);
 	if (remaining >= 0) {
 		char word[32];
 		snprintf(left, sizeof left, " left %s", text_duration(word, sizeof word, remaining));
 	}
+	scale_words(m, r, scale, sizeof scale);
 	experts_words(m, r, experts, sizeof experts);
 	snprintf(out, cap,
-	         "step %lld/%lld %.1f%% loss %.4f%s gnorm %.2f lr %.1e tok %s %s/s %.3gTF%s mem %.2f/%.0fGiB "
+	         "step %lld/%lld %.1f%% loss %.4f%s gnorm %.2f%s lr %.1e tok %s %s/s %.3gTF%s mem "
+	         "%.2f/%.0fGiB "
 	         "eta %s%s%s%s",
 	         (long long)r->step, (long long)total, 100.0 * (double)r->step / (double)total, r->lm_loss,
-	         val, r->grad_norm, r->lr, text_count(count, sizeof count, tokens),
+	         val, r->grad_norm, scale, r->lr, text_count(count, sizeof count, tokens),
 	         text_count(rate, sizeof rate, tokens_per_s), tflops, mfu, (double)m->mem_bytes / gib,
-	         physical_memory() / gib,
+	         (m->memory_limit_bytes ? (double)m->memory_limit_bytes : physical_memory()) / gib,
 	         text_duration(eta, sizeof eta, m->smooth_step_s * (double)(total - r->step)), left, experts,
 	         r->skipped ? " SKIPPED" : "");
 }
@@ -186,13 +202,13 @@ void meter_step(struct meter *m, const struct step_report *r)
 	        {"lm_loss", r->lm_loss},
 	        {"lr", r->lr},
 	        {"grad_norm", r->grad_norm},
-	        {"loss_scale", 1},
+	        {"loss_scale", r->loss_scale},
 	        {"consumed_samples", batch * (double)r->step},
 	        {"consumed_tokens", tokens},
 	        {"tokens_per_s", tokens_per_step / step_s},
 	        {"step_ms", 1e3 * step_s},
 	        {"tflops", tflops},
-	        {"mfu", NAN}, /* of a datasheet's peak, which a processor has none of */
+	        {"mfu", m->datasheet_peak > 0 ? 1e12 * tflops / m->datasheet_peak : NAN},
 	        {"mfu_measured", m->matmul_peak > 0 ? 1e12 * tflops / m->matmul_peak : NAN},
 	        {"mem_bytes", (double)m->mem_bytes},
 	        {"skipped", (double)m->skipped},

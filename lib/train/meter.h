@@ -8,9 +8,11 @@
 
 struct meter {
 	const struct config *config;
-	FILE *file;            /* metrics.jsonl, NULL where nothing is written */
-	double flops_per_step; /* of the model */
-	double matmul_peak;    /* flop/s measured on one rank, 0 = not measured */
+	FILE *file;                 /* metrics.jsonl, NULL where nothing is written */
+	double flops_per_step;      /* of the model */
+	double matmul_peak;         /* flop/s measured on one rank, 0 = not measured */
+	double datasheet_peak;      /* of one rank's device, 0 = none is known */
+	int64_t memory_limit_bytes; /* of that device, 0 = the host's */
 	int world_size;
 	int64_t mem_bytes; /* of one rank's plan */
 	int64_t skipped;
@@ -26,7 +28,7 @@ struct meter {
 
 struct step_report {
 	int64_t step;
-	double lm_loss, grad_norm, lr, seconds;
+	double lm_loss, grad_norm, lr, loss_scale, seconds;
 	bool skipped;
 	struct step_experts experts; /* all 0 where the model has none */
 };

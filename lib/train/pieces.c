@@ -1,5 +1,6 @@
 #include "train/pieces.h"
 #include "base/hash.h"
+#include "base/rng.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -110,7 +111,7 @@ void piece_read(const struct program *t, struct exec *x, const struct piece *q, 
 	uint16_t *half = mem_array((size_t)n, sizeof *half);
 	exec_download_part(x, q->value, q->first, n, half);
 	for (int64_t i = 0; i < n; i++)
-		host[i] = bf16_to_f32(half[i]);
+		host[i] = half_to_f32(t->prog.value[q->value].dtype, half[i]);
 	free(half);
 }
 
@@ -123,7 +124,7 @@ void piece_write(const struct program *t, struct exec *x, const struct piece *q,
 	}
 	uint16_t *half = mem_array((size_t)n, sizeof *half);
 	for (int64_t i = 0; i < n; i++)
-		half[i] = bf16_from_f32(host[i]);
+		half[i] = half_from_f32(t->prog.value[q->value].dtype, host[i]);
 	exec_upload_part(x, q->value, q->first, n, half);
 	free(half);
 }
@@ -138,30 +139,55 @@ static struct piece piece_rows(const struct piece *q, int64_t row, int64_t rows)
 	return cut;
 }
 
-static void init_rows(const struct program *t, struct exec *x, uint64_t seed, const struct piece *q)
+struct values {
+	uint64_t seed;
+	const float *normal; /* [SLICE], for whatever is drawn; NULL: each draws its own */
+};
+
+static void put_rows(const struct program *t, struct exec *x, const struct values *v, const struct piece *q)
 {
 	struct part box = *q->part;
+	int64_t n = piece_count(q);
 	memcpy(box.offset, q->offset, sizeof box.offset);
 	memcpy(box.extent, q->extent, sizeof box.extent);
-	float *host = mem_array((size_t)piece_count(q), sizeof *host);
-	part_init(&box, seed, host);
+	float *host = mem_array((size_t)n, sizeof *host);
+	if (v->normal && box.init == INIT_NORMAL)
+		for (int64_t i = 0; i < n; i++)
+			host[i] = (float)box.std * v->normal[i % SLICE];
+	else
+		part_init(&box, v->seed, host);
 	piece_write(t, x, q, host);
 	free(host);
 }
 
-void pieces_init(const struct program *t, struct exec *x, uint64_t seed)
+static void put_all(const struct program *t, struct exec *x, enum shard_state state, const struct values *v)
 {
 	struct piece *list;
-	size_t n = pieces_list(t, SHARD_PARAM, &list);
+	size_t n = pieces_list(t, state, &list);
 	for (size_t i = 0; i < n; i++) {
 		int64_t rows = list[i].extent[0],
 		        some = list[i].extent[1] < SLICE ? SLICE / list[i].extent[1] : 1;
 		for (int64_t row = 0; row < rows; row += some) {
 			struct piece cut = piece_rows(&list[i], row, row + some < rows ? some : rows - row);
-			init_rows(t, x, seed, &cut);
+			put_rows(t, x, v, &cut);
 		}
 	}
 	free(list);
+}
+
+void pieces_init(const struct program *t, struct exec *x, uint64_t seed)
+{
+	put_all(t, x, SHARD_PARAM, &(struct values){.seed = seed});
+}
+
+void pieces_fill(const struct program *t, struct exec *x, uint64_t seed)
+{
+	float *normal = mem_array(SLICE, sizeof *normal);
+	struct values v = {seed, normal};
+	rng_normal(rng_key(seed, "fill"), 0, SLICE, 0, 1, normal);
+	put_all(t, x, SHARD_PARAM, &v);
+	put_all(t, x, SHARD_MASTER, &v);
+	free(normal);
 }
 
 void pieces_refresh_masters(const struct program *t, struct exec *x)
@@ -175,7 +201,7 @@ void pieces_refresh_masters(const struct program *t, struct exec *x)
 			int64_t n = to->count - at < SLICE ? to->count - at : SLICE;
 			exec_download_part(x, from->value, to->first - from->first + at, n, half);
 			for (int64_t j = 0; j < n; j++)
-				full[j] = bf16_to_f32(half[j]);
+				full[j] = half_to_f32(t->prog.value[from->value].dtype, half[j]);
 			exec_upload_part(x, to->value, at, n, full);
 		}
 	}

@@ -23,7 +23,10 @@ bool piece_is_owned(const struct program *t, const struct piece *q, enum shard_s
 /* Initial values into the weights, and masters from the weights: after program's exec was created. Local. */
 void pieces_init(const struct program *t, struct exec *x, uint64_t seed);
 void pieces_refresh_masters(const struct program *t, struct exec *x);
-/* One piece as f32 from the device, and to it, rounded where the value is bf16; host [piece_count]. Local. */
+/* Both at once and much faster, for times: the same random numbers over and over. Local. */
+void pieces_fill(const struct program *t, struct exec *x, uint64_t seed);
+/* One piece as f32 from the device, and to it, rounded where the value is bf16 or f16; host [piece_count].
+ * Local. */
 void piece_read(const struct program *t, struct exec *x, const struct piece *q, float *host);
 void piece_write(const struct program *t, struct exec *x, const struct piece *q, const float *host);
 

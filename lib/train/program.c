@@ -9,7 +9,17 @@ enum { EDGE_SLOTS = 2 }; /* a result is computed while the one before is on its 
 static const enum model_exchange exchanges[] = {[PARALLEL_CP_P2P] = EXCHANGE_P2P,
                                                 [PARALLEL_CP_ALL_GATHER] = EXCHANGE_ALL_GATHER,
                                                 [PARALLEL_CP_A2A] = EXCHANGE_A2A};
-static const enum dtype weight_types[] = {[PRECISION_FP32] = DT_f32, [PRECISION_BF16] = DT_bf16};
+
+enum dtype program_dtype(const struct config *c)
+{
+	static const enum dtype types[] = {[PRECISION_FP32] = DT_f32,
+	                                   [PRECISION_BF16] = DT_bf16,
+	                                   [PRECISION_FP16] = DT_f16,
+	                                   [PRECISION_FP8] = DT_bf16};
+	return types[c->mixed_precision.precision];
+}
+
+static const enum dtype moment_types[] = {[MOMENT_FP32] = DT_f32, [MOMENT_BF16] = DT_bf16};
 
 int program_mesh(const struct config *c, enum model_use use, struct mesh *mesh, struct err *e)
 {
@@ -151,7 +161,7 @@ static void run_passes(struct program *t, const struct config *c)
 	bool split = c->parallel.pipeline_schedule == PARALLEL_ZERO_BUBBLE && t->mesh.size[AXIS_pp] > 1;
 	differentiate(t);
 	prog_check(p);
-	prog_fuse(p);
+	prog_fuse(p, repeats_of(c) >> REPEAT_ACTIVATION & 1);
 	prog_check(p);
 	prog_recompute(p, repeats_of(c),
 	               c->recompute.granularity == RECOMPUTE_FULL ? (int32_t)c->recompute.num_layers : -1);
@@ -169,7 +179,9 @@ static void shard(struct program *t, const struct config *c)
 	                                .bucket_size = c->ddp.bucket_size,
 	                                .reduce_in_bf16 = !c->ddp.grad_reduce_in_fp32,
 	                                .reduce_early = c->ddp.overlap_grad_reduce,
-	                                .trains = m->spec.use == MODEL_TRAIN};
+	                                .trains = m->spec.use == MODEL_TRAIN,
+	                                .moments = {moment_types[c->optimizer.exp_avg_dtype],
+	                                            moment_types[c->optimizer.exp_avg_sq_dtype]}};
 	struct shard_param *list = mem_array(m->n_param + 1, sizeof *list);
 	for (size_t k = 0; k < m->n_param; k++) {
 		const struct param *q = &m->param[k];
@@ -275,7 +287,8 @@ int program_build(struct program *t, const struct config *c, enum model_use use,
 		return rc;
 	struct model_spec spec = {.config = &c->model,
 	                          .padded_vocab_size = c->derived.padded_vocab_size,
-	                          .dtype = weight_types[c->mixed_precision.precision],
+	                          .dtype = program_dtype(c),
+	                          .fp8 = c->mixed_precision.precision == PRECISION_FP8 && !generates,
 	                          .use = use,
 	                          .batch = generates ? 1 : (int32_t)c->train.micro_batch_size,
 	                          .rows = generates ? rows : (int32_t)c->model.seq_length,

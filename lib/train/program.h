@@ -22,6 +22,8 @@ struct program {
 	int32_t expert_sums, expert_load;
 };
 
+/* Of weights and activations. */
+enum dtype program_dtype(const struct config *c);
 /* The mesh that a checked configuration asks for; of one rank for MODEL_GENERATE. */
 int program_mesh(const struct config *c, enum model_use use, struct mesh *mesh, struct err *e);
 /* What rank `rank` of the configuration's world runs: builds, differentiates, fuses, recomputes, shards,

@@ -18,6 +18,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -37,9 +38,11 @@ struct run {
 	struct memory planned;
 	double matmul_peak; /* flop/s */
 	bool memory_checked;
+	int64_t free_before; /* bytes of device memory, before the programs took theirs */
 	char checkpoints[PATH_MAX];
 	int skips, failed_saves;
-	int64_t saved_step; /* newest checkpoint of this run, -1 = none */
+	int64_t saved_step;   /* newest checkpoint of this run, -1 = none */
+	int64_t updated_step; /* the newest one that was not skipped, or that of the weights it began with */
 	double started_s, save_s;
 };
 
@@ -181,8 +184,10 @@ static int resume(struct run *r, struct ckpt *c, struct err *e)
 	if (r->data && at.dataset_fingerprint != r->position.dataset_fingerprint)
 		log_warn("the data differ from those of %s: samples may repeat or be left out", ckpt_path(c));
 	at.dataset_fingerprint = r->position.dataset_fingerprint;
+	if (!scaler_searches(r->c) || !(at.scaler.scale > 0))
+		at.scaler = r->position.scaler;
 	r->position = at;
-	r->saved_step = at.step;
+	r->saved_step = r->updated_step = at.step;
 	log_info("resumed from %s at step %lld", ckpt_path(c), (long long)at.step);
 	return 0;
 }
@@ -278,12 +283,29 @@ static int check_memory(struct run *r, struct err *e)
 	return comm_any(r->world, memory_check(&r->planned, &r->step, &r->eval, e), e);
 }
 
+/* Skipped steps in a row that are no part of the search for a loss scale, which leaves the loss finite. */
+static void count_skips(struct run *r, const struct step_result *result)
+{
+	bool searching = isfinite(result->lm_loss) && !scaler_is_lowest(&r->position.scaler, r->c);
+	r->skips = result->skipped && !searching ? r->skips + 1 : 0;
+	r->updated_step = result->skipped ? r->updated_step : r->position.step;
+}
+
+static const char *lower_too(const struct config *c)
+{
+	return scaler_searches(c)                               ? " or mixed_precision.min_loss_scale"
+	       : c->mixed_precision.precision == PRECISION_FP16 ? " or mixed_precision.loss_scale"
+	                                                        : "";
+}
+
 static int one_step(struct run *r, struct err *e)
 {
 	struct step_result result;
 	double begin = clock_now_s();
 	int64_t step = r->position.step + 1;
 	double lr = learning_rate(r->c, step);
+	if (!r->options->dry_run) /* whose only step should not be one that is skipped */
+		r->step.loss_scale = r->position.scaler.scale;
 	int rc = step_gradients(&r->step, r->data, r->position.consumed_samples, &result, e);
 	if (!rc && !result.skipped)
 		rc = step_update(&r->step, r->position.updates + 1, lr, e);
@@ -292,10 +314,16 @@ static int one_step(struct run *r, struct err *e)
 	r->position.step = step;
 	r->position.updates += !result.skipped;
 	r->position.consumed_samples += (uint64_t)r->c->train.global_batch_size;
-	r->skips = result.skipped ? r->skips + 1 : 0;
-	struct step_report report = {
-	        step,           result.lm_loss, result.grad_norm, lr, clock_now_s() - begin,
-	        result.skipped, result.experts};
+	count_skips(r, &result);
+	scaler_update(&r->position.scaler, r->c, result.skipped);
+	struct step_report report = {.step = step,
+	                             .lm_loss = result.lm_loss,
+	                             .grad_norm = result.grad_norm,
+	                             .lr = lr,
+	                             .loss_scale = r->step.loss_scale,
+	                             .seconds = clock_now_s() - begin,
+	                             .skipped = result.skipped,
+	                             .experts = result.experts};
 	r->experts = result.experts;
 	if (r->world->rank == 0)
 		meter_step(&r->meter, &report);
@@ -305,9 +333,9 @@ static int one_step(struct run *r, struct err *e)
 		return err_set(
 		        e, EXIT_DIVERGED,
 		        "step %lld: loss or gradient was not finite for %d steps in a row; the weights are "
-		        "those of "
-		        "step %lld. Lower optimizer.lr, or find the operation with profiling.nan_hunt: true",
-		        (long long)step, SKIPS_IN_A_ROW, (long long)(step - SKIPS_IN_A_ROW));
+		        "those of step %lld. Lower optimizer.lr%s, or find the operation with "
+		        "profiling.nan_hunt: true",
+		        (long long)step, SKIPS_IN_A_ROW, (long long)r->updated_step, lower_too(r->c));
 	return 0;
 }
 
@@ -385,6 +413,17 @@ static void say_hello(struct run *r)
 	         r->at.backend->describe());
 }
 
+/* Peak and memory of a device that is not the host. */
+static void describe_device(struct run *r)
+{
+	const struct backend *b = r->at.backend;
+	int64_t free_bytes;
+	if (b->datasheet_peak)
+		r->meter.datasheet_peak = b->datasheet_peak(r->at.stream, program_dtype(r->c));
+	if (b->memory)
+		b->memory(r->at.stream, &free_bytes, &r->meter.memory_limit_bytes);
+}
+
 static int start_meter(struct run *r, struct err *e)
 {
 	const struct config *c = r->c;
@@ -393,14 +432,31 @@ static int start_meter(struct run *r, struct err *e)
 	double tokens = (double)c->train.global_batch_size * (double)c->model.seq_length;
 	r->meter.flops_per_step = model_flops(&c->model, c->derived.padded_vocab_size, tokens);
 	r->meter.world_size = r->world->size;
+	r->meter.skipped = r->position.step - r->position.updates;
 	r->meter.mem_bytes = memory_total(&r->planned);
 	r->meter.matmul_peak = r->matmul_peak;
+	describe_device(r);
 	return rc;
+}
+
+/* What was planned on rank 0's device, and what is gone of it since before: other processes may have a part
+ * in that. */
+static int report_device_memory(struct run *r)
+{
+	int64_t free_bytes, total;
+	char planned[32], taken[32];
+	r->at.backend->memory(r->at.stream, &free_bytes, &total);
+	log_info("device memory: planned %s, taken %s",
+	         text_bytes(planned, sizeof planned, (double)memory_total(&r->planned)),
+	         text_bytes(taken, sizeof taken, (double)(r->free_before - free_bytes)));
+	return 0;
 }
 
 /* What the rank planned and what was resident, where the two differ most. Collective over the world. */
 static int report_memory(struct run *r, struct err *e)
 {
+	if (r->planned.on_device)
+		return report_device_memory(r);
 	int64_t mine[] = {memory_total(&r->planned), sys_peak_resident(), sys_mapped_files()};
 	int64_t(*all)[3] = mem_array((size_t)r->world->size, sizeof *all);
 	int rc = comm_all_gather(r->world, mine, all, 3, DT_i64, e), at = 0;
@@ -439,9 +495,9 @@ static int open_run(struct run *r, struct err *e)
 	r->at.world = r->world->size > 1 ? r->world : NULL;
 	r->at.groups = &r->groups;
 	/* Before the run's memory is taken. */
-	int rc = run_measure_device(r->c, r->options->local_ranks, &r->matmul_peak, e);
+	int rc = run_measure_device(r->c, r->options->host, &r->matmul_peak, e);
 	if (!rc)
-		rc = run_open_device(r->c, r->options->local_ranks, &r->at.backend, &r->at.stream, e);
+		rc = run_open_device(r->c, r->options->host, &r->at.backend, &r->at.stream, e);
 	if (!rc)
 		rc = make_folder(r, e);
 	if (!rc)
@@ -451,10 +507,11 @@ static int open_run(struct run *r, struct err *e)
 
 static int open_steps(struct run *r, struct err *e)
 {
-	int rc = estimate_memory(&r->planned, r->c, r->world->rank, r->options->local_ranks,
-	                         r->options->dry_run, e);
+	int rc = estimate_memory(&r->planned, r->c, r->world->rank, r->options->host, r->options->dry_run, e);
 	if ((rc = comm_any(r->world, rc, e)))
 		return rc;
+	if (r->at.backend->memory)
+		r->at.backend->memory(r->at.stream, &r->free_before, &(int64_t){0});
 	mem_trim(); /* what came before, the tokenizer above all, would stay resident */
 	rc = step_create(&r->step, r->c, MODEL_TRAIN, &r->at, NULL, e);
 	if (!rc && r->valid)
@@ -469,17 +526,21 @@ static void close_run(struct run *r)
 	step_free(&r->step);
 	dataset_close(r->data);
 	dataset_close(r->valid);
+	groups_close(&r->groups);
 	if (r->at.stream)
 		r->at.backend->close(r->at.stream);
-	groups_close(&r->groups);
 	log_close();
 }
 
 int run_train(const struct config *c, struct comm *world, const struct run_options *options, struct err *e)
 {
 	struct run *r = mem_array(1, sizeof *r);
-	*r = (struct run){
-	        .c = c, .options = options, .world = world, .saved_step = -1, .started_s = clock_now_s()};
+	*r = (struct run){.c = c,
+	                  .options = options,
+	                  .world = world,
+	                  .position = {.scaler = scaler_start(c)},
+	                  .saved_step = -1,
+	                  .started_s = clock_now_s()};
 	snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", c->run.dir ? c->run.dir : "");
 	int rc = open_run(r, e);
 	if (!rc)

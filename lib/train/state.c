@@ -80,7 +80,8 @@ static int write_shard(const struct step *s, struct ckpt_save *save, const struc
 		for (size_t i = 0; i < save->n_tensors && !rc; i++) {
 			const struct piece *q = &list[i].piece;
 			exec_download_part(s->exec, q->value, q->first, piece_count(q), staging);
-			rc = ckpt_shard_write(shard, i, staging, e);
+			rc = exec_status(s->exec, e);
+			rc = rc ? rc : ckpt_shard_write(shard, i, staging, e);
 		}
 		struct err closing = {0};
 		int closed = ckpt_shard_close(shard, rc ? NULL : manifest, &closing);
@@ -126,6 +127,12 @@ static void write_meta(const struct step *s, const struct position *at, struct b
 	           (long long)at->step, (long long)at->updates, (unsigned long long)at->consumed_samples);
 	buf_printf(meta, "\"dataset_fingerprint\": \"%016llx\", \"config_hash\": \"%016llx\", ",
 	           (unsigned long long)at->dataset_fingerprint, (unsigned long long)config_hash(s->config));
+	if (scaler_searches(s->config)) {
+		buf_puts(meta, "\"loss_scale\": {\"scale\": ");
+		json_put_number(meta, at->scaler.scale);
+		buf_printf(meta, ", \"growth_tracker\": %lld, \"hysteresis_tracker\": %lld}, ",
+		           (long long)at->scaler.clean, (long long)at->scaler.left);
+	}
 	const char *tokenizer = s->config->tokenizer.tokenizer_model;
 	if (tokenizer) {
 		buf_puts(meta, "\"tokenizer_model\": ");
@@ -217,7 +224,8 @@ static int read_box(const struct weights *w, const char *kind, const struct piec
 static const char *best_kind(const struct weights *w, const char *name, const char *kind, enum dtype dtype)
 {
 	bool has_master = w->ckpt && ckpt_find(w->ckpt, "master", name);
-	if (!strcmp(kind, "model") && dtype == DT_f32 && has_master)
+	const struct ckpt_entry *weight = has_master ? ckpt_find(w->ckpt, kinds[0].name, name) : NULL;
+	if (!strcmp(kind, kinds[0].name) && weight && weight->dtype != dtype)
 		return "master";
 	return !strcmp(kind, "master") && !has_master ? "model" : kind;
 }
@@ -276,6 +284,14 @@ int state_load(struct step *s, const struct weights *w, bool optimizer, struct e
 	return rc;
 }
 
+static struct scaler read_scaler(const struct json *meta)
+{
+	const struct json *m = json_get(meta, "loss_scale");
+	return (struct scaler){.scale = json_get_number(m, "scale", 0),
+	                       .clean = json_get_integer(m, "growth_tracker", 0),
+	                       .left = json_get_integer(m, "hysteresis_tracker", 0)};
+}
+
 int position_read(const struct ckpt *c, struct position *out, struct err *e)
 {
 	const struct json *meta = ckpt_meta(c);
@@ -283,7 +299,8 @@ int position_read(const struct ckpt *c, struct position *out, struct err *e)
 	                     .updates = json_get_integer(meta, "updates", -1),
 	                     .consumed_samples = (uint64_t)json_get_integer(meta, "consumed_samples", -1),
 	                     .dataset_fingerprint =
-	                             strtoull(json_get_string(meta, "dataset_fingerprint", "0"), NULL, 16)};
+	                             strtoull(json_get_string(meta, "dataset_fingerprint", "0"), NULL, 16),
+	                     .scaler = read_scaler(meta)};
 	if (p.step != ckpt_step(c) || p.updates < 0 || p.updates > p.step || (int64_t)p.consumed_samples < 0)
 		return err_set(e, EXIT_BAD_DATA,
 		               "%s: holds no position in a run (weights alone?); start from its weights with "

@@ -23,6 +23,7 @@ struct position {
 	int64_t updates; /* of them, those that were not skipped */
 	uint64_t consumed_samples;
 	uint64_t dataset_fingerprint;
+	struct scaler scaler; /* scale 0: nobody knows, begin anew */
 };
 
 /* Saves below `dir` ("RUN/checkpoints") and prunes. Every piece is written by one of the ranks that hold it;

@@ -27,14 +27,17 @@ static bool overlaps(const struct step *s)
 static int create_exec(struct step *s, const struct step *weights_of, struct err *e)
 {
 	const struct config *c = s->config;
-	int rc = s->at.world && overlaps(s) ? comm_queue_open(&s->queue, e) : 0;
+	bool queues = s->at.world && overlaps(s) && !s->at.backend->groups;
+	int rc = queues ? comm_queue_open(&s->queue, e) : 0;
 	if (rc)
 		return rc;
 	struct exec_options options = {.comm = s->at.groups ? s->at.groups->list : NULL,
 	                               .n_comm = s->at.groups ? s->at.groups->n : 0,
 	                               .queue = s->queue,
+	                               .record = c->dist.cuda_graphs,
 	                               .nan_hunt = c->profiling.nan_hunt,
 	                               .trace = c->profiling.trace_nodes,
+	                               .times = c->profiling.time_operations,
 	                               .reference =
 	                                       c->profiling.compare_kernels ? &cpu_reference_backend : NULL};
 	if (weights_of) {
@@ -50,13 +53,19 @@ static int64_t load_count(const struct step *s)
 	return m->n_expert_layers ? m->n_expert_layers * m->spec.config->num_experts : 0;
 }
 
+static int open_groups(struct step *s, struct err *e)
+{
+	struct groups_device device = {s->at.backend, s->at.stream, (double)s->config->dist.timeout_s};
+	return groups_open(s->at.groups, s->at.world, &device, &s->program.mesh, &s->program.prog, e);
+}
+
 int step_create(struct step *s, const struct config *c, enum model_use use, const struct place_of_rank *at,
                 const struct step *weights_of, struct err *e)
 {
-	*s = (struct step){.config = c, .at = *at};
+	*s = (struct step){.config = c, .at = *at, .loss_scale = scaler_moderate(c)};
 	int rc = agree(s, program_build(&s->program, c, use, 0, world_rank(at), e), e);
 	if (!rc && at->world)
-		rc = groups_open(at->groups, at->world, &s->program.mesh, &s->program.prog, e);
+		rc = open_groups(s, e);
 	if (!rc)
 		rc = agree(s, create_exec(s, weights_of, e), e);
 	if (rc) {
@@ -67,8 +76,7 @@ int step_create(struct step *s, const struct config *c, enum model_use use, cons
 	s->load = mem_array((size_t)load_count(s) + 1, sizeof *s->load);
 	s->slot_s = mem_array(s->program.schedule.n, sizeof *s->slot_s);
 	if (s->program.mesh.size[AXIS_pp] > 1)
-		s->transfers =
-		        transfers_new(&s->program, s->exec, groups_find(at->groups, AXIS_BIT(pp)), s->queue);
+		s->transfers = transfers_new(&s->program, s->exec, at->groups, at->stream, s->queue);
 	if (!weights_of)
 		model_fill_constants(&s->program.model, s->exec);
 	return 0;
@@ -234,7 +242,7 @@ static void read_experts(struct step *s, struct step_experts *x)
 int step_gradients(struct step *s, const struct dataset *d, uint64_t first_sample, struct step_result *r,
                    struct err *e)
 {
-	float scale = (float)(1 / targets_of_a_step(s));
+	float scale = (float)(s->loss_scale / targets_of_a_step(s));
 	struct pass pass = {.s = s, .data = d, .first_sample = first_sample, .first = true, .e = e};
 	if (s->program.model.loss_scale != NONE)
 		exec_upload(s->exec, s->program.model.loss_scale, &scale);
@@ -246,8 +254,10 @@ int step_gradients(struct step *s, const struct dataset *d, uint64_t first_sampl
 	double loss, norm2;
 	exec_download(s->exec, s->program.loss, &loss);
 	exec_download(s->exec, s->program.sharding.norm2, &norm2);
+	if ((rc = exec_status(s->exec, e)))
+		return rc;
 	r->lm_loss = loss / targets_of_a_step(s);
-	r->grad_norm = sqrt(norm2);
+	r->grad_norm = sqrt(norm2) / s->loss_scale;
 	r->skipped = !isfinite(loss) || !isfinite(norm2);
 	read_experts(s, &r->experts);
 	return 0;
@@ -265,9 +275,18 @@ int step_update(struct step *s, int64_t step, double lr, struct err *e)
 	        [HYPER_CLIP] = (float)o->clip_grad,
 	        [HYPER_BIAS1] = (float)(1 / (1 - pow(o->adam_beta1, (double)step))),
 	        [HYPER_BIAS2] = (float)(1 / (1 - pow(o->adam_beta2, (double)step))),
+	        [HYPER_UNSCALE] = (float)(1 / s->loss_scale),
 	};
 	exec_upload(s->exec, s->program.sharding.hyper, hyper);
 	return run_together(s, SEG_BIT(STEP), e);
+}
+
+void step_read_piece(const struct step *s, const struct piece *q, enum shard_state state, float *host)
+{
+	int64_t n = state == SHARD_GRAD && s->loss_scale != 1 ? piece_count(q) : 0;
+	piece_read(&s->program, s->exec, q, host);
+	for (int64_t i = 0; i < n; i++)
+		host[i] = (float)(host[i] / s->loss_scale);
 }
 
 int step_evaluate(struct step *s, const struct dataset *d, uint64_t first_sample, int64_t n, double *lm_loss,
@@ -290,5 +309,5 @@ int step_evaluate(struct step *s, const struct dataset *d, uint64_t first_sample
 		return rc;
 	exec_download(s->exec, s->program.loss, &loss);
 	*lm_loss = loss / (targets_of_a_step(s) * (double)n);
-	return 0;
+	return exec_status(s->exec, e);
 }

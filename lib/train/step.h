@@ -6,7 +6,9 @@
 
 #include "train/batch.h"
 #include "train/groups.h"
+#include "train/pieces.h"
 #include "train/program.h"
+#include "train/scaler.h"
 
 struct comm;
 struct comm_queue;
@@ -28,7 +30,8 @@ struct step {
 	struct comm_queue *queue;    /* communication beside computation; NULL: none asked for */
 	struct transfers *transfers; /* between pipeline stages; NULL where there is one */
 	struct batch batch;
-	int32_t *load; /* [layers,experts]: how many choices each expert got in the last step */
+	double loss_scale; /* of the next step: scaler_moderate, until the caller knows better */
+	int32_t *load;     /* [layers,experts]: how many choices each expert got in the last step */
 	/* Of the last pass through the schedule: seconds from its first slot to its last, and those of every
 	 * slot [schedule.n] that were work, not waiting for another stage. */
 	double pass_s, *slot_s;
@@ -47,7 +50,7 @@ struct step_experts { /* all 0 where there are none */
 
 struct step_result {
 	double lm_loss;   /* mean over the targets of the global batch */
-	double grad_norm; /* before clipping; 0 for evaluation */
+	double grad_norm; /* before clipping, without the loss's scale; 0 for evaluation */
 	bool skipped;     /* not finite: weights were left alone */
 	struct step_experts experts;
 };
@@ -65,6 +68,8 @@ int step_gradients(struct step *s, const struct dataset *d, uint64_t first_sampl
                    struct err *e);
 /* Clips and updates; `step` counts from 1. Not for a skipped result. Collective over the world. */
 int step_update(struct step *s, int64_t step, double lr, struct err *e);
+/* piece_read, gradients without the loss's scale. Local. */
+void step_read_piece(const struct step *s, const struct piece *q, enum shard_state state, float *host);
 /* Forward alone: the mean loss of global batches [0, n) from first_sample on. Collective over the world. */
 int step_evaluate(struct step *s, const struct dataset *d, uint64_t first_sample, int64_t n, double *lm_loss,
                   struct err *e);

@@ -5,27 +5,34 @@
 
 struct posted { /* one buffer on its way */
 	struct comm_request request;
+	uint64_t ticket; /* of a device's group */
 	bool busy;
 };
 
 struct transfers {
 	const struct program *t;
 	struct exec *exec;
+	const struct groups *groups;
+	const struct group_table *devices; /* NULL: messages go through the host */
+	struct stream *stream;
 	struct comm *pipeline;
 	struct comm_queue *queue;
 	int slots;
 	struct posted *posted; /* [chunk][direction][slot] */
 };
 
-struct transfers *transfers_new(const struct program *t, struct exec *x, struct comm *pipeline,
-                                struct comm_queue *queue)
+struct transfers *transfers_new(const struct program *t, struct exec *x, const struct groups *groups,
+                                struct stream *stream, struct comm_queue *queue)
 {
 	struct transfers *f = mem_array(1, sizeof *f);
 	int slots = t->prog.edge_slots > 1 ? t->prog.edge_slots : 1;
 	*f = (struct transfers){
 	        .t = t,
 	        .exec = x,
-	        .pipeline = pipeline,
+	        .groups = groups,
+	        .devices = groups->devices ? groups->backend->groups : NULL,
+	        .stream = stream,
+	        .pipeline = groups_find(groups, AXIS_BIT(pp)),
 	        .queue = queue,
 	        .slots = slots,
 	        .posted = mem_array((size_t)t->model.spec.n_chunk * 2 * (size_t)slots, sizeof *f->posted)};
@@ -114,12 +121,38 @@ static struct comm_job message(struct transfers *f, int32_t v, const struct slot
 	                         .tag = tag_of(to, d)};
 }
 
+/* Tells the lane of a message; `where` it comes from or goes to. */
+static int tell(struct transfers *f, enum group_kind kind, const struct edge_group *edge, int32_t v,
+                const struct slot *slot, uint64_t *ticket, struct err *e)
+{
+	const struct value *x = &f->t->prog.value[v];
+	void *data = exec_data_of(f->exec, v, slot->micro_batch);
+	struct group_call call = {.kind = kind,
+	                          .send = data,
+	                          .recv = data,
+	                          .count = (size_t)value_count(x),
+	                          .dtype = (enum dtype)x->dtype,
+	                          .peer = edge->peer,
+	                          .where = "between pipeline stages"};
+	return f->devices->begin(edge->group, &call, ticket, e);
+}
+
+static int receive_on_device(struct transfers *f, int32_t v, const struct slot *slot, enum direction d,
+                             struct err *e)
+{
+	uint64_t ticket;
+	int rc = tell(f, GROUP_recv, &f->groups->from[d], v, slot, &ticket, e);
+	return rc ? rc : f->devices->join(f->stream, ticket, e);
+}
+
 int transfers_receive(struct transfers *f, const struct slot *slot, enum direction d, struct err *e)
 {
 	int32_t v = value_to_receive(f, slot, d);
 	if (v == NONE)
 		return 0;
 	int stage = virtual_stage(f, slot), from = d == FORWARD_EDGE ? stage - 1 : stage + 1;
+	if (f->devices)
+		return receive_on_device(f, v, slot, d, e);
 	struct comm_job job = message(f, v, slot, from, stage, d);
 	job.run = run_receive;
 	return post(f, &job, true, e);
@@ -130,6 +163,8 @@ static int finish(struct transfers *f, struct posted *b, struct err *e)
 	if (!b->busy)
 		return 0;
 	b->busy = false;
+	if (f->devices)
+		return f->devices->join(f->stream, b->ticket, e);
 	return post(f, &(struct comm_job){.run = run_wait, .request = &b->request}, true, e);
 }
 
@@ -144,6 +179,10 @@ int transfers_send(struct transfers *f, const struct slot *slot, enum direction 
 	if (v == NONE)
 		return 0;
 	struct posted *b = buffer_of(f, slot, d);
+	if (f->devices) {
+		b->busy = true;
+		return tell(f, GROUP_send, &f->groups->to[d], v, slot, &b->ticket, e);
+	}
 	int stage = virtual_stage(f, slot), to = d == FORWARD_EDGE ? stage + 1 : stage - 1;
 	struct comm_job job = message(f, v, slot, to, to, d);
 	job.run = run_send;

@@ -1,22 +1,20 @@
 /* Activations and gradients between the stages of a pipeline. A send is posted and goes on by itself; its
- * buffer is waited for before it is written again. A receive waits. Floor: train. */
+ * buffer is waited for before it is written again. A receive waits: on a device its stream does. Floor:
+ * train. */
 #ifndef PENTAD_TRAIN_TRANSFER_H
 #define PENTAD_TRAIN_TRANSFER_H
 
+#include "train/groups.h"
 #include "train/program.h"
 
 struct comm;
 struct comm_queue;
 struct transfers;
 
-enum direction {
-	FORWARD_EDGE,
-	BACKWARD_EDGE
-}; /* activations to the next stage, gradients to the one before */
-
-/* queue: carries the messages out, or NULL. Nothing is owned. */
-struct transfers *transfers_new(const struct program *t, struct exec *x, struct comm *pipeline,
-                                struct comm_queue *queue);
+/* queue: carries the messages out, or NULL; where devices have groups of their own these do, on the stream.
+ * Nothing is owned. */
+struct transfers *transfers_new(const struct program *t, struct exec *x, const struct groups *groups,
+                                struct stream *stream, struct comm_queue *queue);
 void transfers_free(struct transfers *f);
 /* What slot's segment reads: from its source into this rank's buffer; nothing to do at the ends of the model.
  * Collective over the two stages. */

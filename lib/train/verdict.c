@@ -10,18 +10,21 @@
 
 /* Relative. About five times the worst seen between layouts of two to eight ranks and models up to GPT-2's
  * width and length. Coarse: where bfloat16's 8 bits are between two layouts, a gradient keeps two or three.
- */
+ * Half: float16 has three more. */
 struct bounds {
 	double loss, norm;
 	double gradient; /* of the tensor's largest */
 	double floor;    /* of the model's largest */
 	double weight;   /* of the tensor's largest */
-	double ulp;      /* of a weight itself, which is rounded after a step */
+	double ulp;      /* of a weight itself, which is rounded after a step, */
+	double least;    /* but no less than this: what lies between the smallest numbers */
 	double eps;      /* no bound: Adam's, of the model's largest gradient */
 };
-static const struct bounds fine = {2e-7, 2e-6, 1e-5, 1e-8, 6e-7, 0, 0.01};
-static const struct bounds coarse = {2e-4, 3e-3, 0.1, 2e-6, 6e-7, 0, 0.3};
-static const double bf16_ulp = 1.0 / 128;
+static const struct bounds fine = {2e-7, 2e-6, 1e-5, 1e-8, 6e-7, 0, 0, 0.01};
+static const struct bounds coarse = {2e-4, 3e-3, 0.1, 2e-6, 6e-7, 0, 0, 0.3};
+static const struct bounds half = {2.5e-5, 4e-4, 0.0125, 1e-5, 6e-7, 0, 0, 0.1};
+static const double ulps[DT_COUNT] = {[DT_bf16] = 1.0 / 128, [DT_f16] = 1.0 / 1024};
+static const double least[DT_COUNT] = {[DT_f16] = 0x1p-24};
 
 struct copy { /* a box, and who was the first to send it */
 	int64_t offset[2], extent[2];
@@ -93,10 +96,12 @@ static int64_t count_of(const struct part *part)
 
 static struct bounds choose_bounds(const struct config *c, double tolerance)
 {
-	bool bf16 = c->mixed_precision.precision == PRECISION_BF16;
-	struct bounds b = bf16 || !c->ddp.grad_reduce_in_fp32 ? coarse : fine;
-	double *const all[] = {&b.loss, &b.norm, &b.gradient, &b.floor, &b.weight, &b.ulp};
-	b.ulp = bf16 ? bf16_ulp : 0;
+	enum dtype dtype = program_dtype(c);
+	bool rough = dtype == DT_bf16 || !c->ddp.grad_reduce_in_fp32;
+	struct bounds b = rough ? coarse : dtype == DT_f16 ? half : fine;
+	double *const all[] = {&b.loss, &b.norm, &b.gradient, &b.floor, &b.weight, &b.ulp, &b.least};
+	b.ulp = ulps[dtype];
+	b.least = least[dtype];
 	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
 		*all[i] *= tolerance;
 	return b;
@@ -135,7 +140,10 @@ void verdict_put_bounds(const struct verdict *d, struct buf *b)
 	buf_printf(b, "        a gradient: %.2g of its tensor's largest + %.2g of the model's\n", k->gradient,
 	           k->floor);
 	buf_printf(b, "        a weight: %.2g of its tensor's largest + learning rate · steps · ", k->weight);
-	buf_printf(b, "its gradient's bound / eps%s\n", k->ulp > 0 ? " + bfloat16's last bit" : "");
+	buf_puts(b, "its gradient's bound / eps");
+	if (k->ulp > 0)
+		buf_printf(b, " + the last bit of %s", dtype_rows[program_dtype(d->layout->config)].name);
+	buf_puts(b, "\n");
 	buf_printf(b, "        copies: none; eps is at least %g of the largest gradient, ", k->eps);
 	buf_puts(b, "so that Adam does not magnify rounding\n");
 }
@@ -259,7 +267,7 @@ static const float *read_rows(struct verdict *d, const struct judged *t, int64_t
 		free(d->rows);
 		d->rows = mem_array(d->cap_rows, sizeof *d->rows);
 	}
-	piece_read(&d->reference->program, d->reference->exec, &rows, d->rows);
+	step_read_piece(d->reference, &rows, stages[d->stage].state, d->rows);
 	return d->rows;
 }
 
@@ -353,13 +361,15 @@ static void judge_elements(struct verdict *d, struct judged *t, int rank, const 
 {
 	int64_t columns = columns_of(t->whole.part);
 	const float *rows = read_rows(d, t, box->offset[0], box->extent[0]);
-	double ulp = d->stage == VERDICT_WEIGHTS ? d->bounds.ulp : 0;
+	bool rounded = d->stage == VERDICT_WEIGHTS;
+	double ulp = rounded ? d->bounds.ulp : 0, least_step = rounded ? d->bounds.least : 0;
 	bool told = false;
 	for (int64_t i = 0; i < box->extent[0]; i++)
 		for (int64_t j = box->offset[1]; j < box->offset[1] + box->extent[1]; j++) {
 			int64_t at = (box->offset[0] + i) * columns + j;
 			double have = *data++, want = rows[i * columns + j];
-			double difference = fabs(have - want), bound = t->slack + ulp * fabs(want);
+			double difference = fabs(have - want),
+			       bound = t->slack + fmax(ulp * fabs(want), least_step);
 			if (difference > bound * t->share) {
 				t->share = difference / bound;
 				t->worst = difference / t->largest;

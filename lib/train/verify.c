@@ -156,7 +156,7 @@ static int fill(const struct config *c, struct step *s, struct err *e)
 static int open_reference(struct verify *v, struct err *e)
 {
 	const struct config *c = v->reference_config;
-	int rc = run_open_device(c, v->options.local_ranks, &v->alone.backend, &v->alone.stream, e);
+	int rc = run_open_device(c, v->options.host, &v->alone.backend, &v->alone.stream, e);
 	if (!rc)
 		rc = step_create(&v->reference, c, MODEL_TRAIN, &v->alone, NULL, e);
 	if (!rc)
@@ -232,7 +232,7 @@ int verify_open(struct verify *v, const struct config *c, const struct config *r
 	                     .options = *options,
 	                     .world = world,
 	                     .at = {.world = world->size > 1 ? world : NULL, .groups = &v->groups}};
-	int rc = run_open_device(c, options->local_ranks, &v->at.backend, &v->at.stream, e);
+	int rc = run_open_device(c, options->host, &v->at.backend, &v->at.stream, e);
 	if (!rc)
 		rc = open_data(v, e);
 	if ((rc = comm_any(world, rc, e)))
@@ -253,11 +253,11 @@ void verify_close(struct verify *v)
 	step_free(&v->reference);
 	step_free(&v->step);
 	dataset_close(v->data);
+	groups_close(&v->groups);
 	if (v->alone.stream)
 		v->alone.backend->close(v->alone.stream);
 	if (v->at.stream)
 		v->at.backend->close(v->at.stream);
-	groups_close(&v->groups);
 }
 
 /* Steps */
@@ -390,7 +390,7 @@ static int hand_in(struct verify *v, enum verdict_stage stage, struct err *e)
 	for (size_t i = 0; i < n && !rc; i++) {
 		struct verdict_box box = box_of(v, &list[i], verdict_state(stage));
 		float *data = mem_array((size_t)piece_count(&list[i]), sizeof *data);
-		piece_read(t, v->step.exec, &list[i], data);
+		step_read_piece(&v->step, &list[i], verdict_state(stage), data);
 		rc = hand_over(v, &box, data, e);
 		free(data);
 	}

@@ -18,10 +18,10 @@
 #include <stdio.h>
 
 struct verify_options {
-	int64_t steps;    /* 1 or more */
-	double tolerance; /* multiplies every bound */
-	int local_ranks;  /* of this host: cores are shared out among them */
-	FILE *out;        /* where rank 0 reports */
+	int64_t steps;            /* 1 or more */
+	double tolerance;         /* multiplies every bound */
+	struct rank_on_host host; /* of this host: cores are shared out among them */
+	FILE *out;                /* where rank 0 reports */
 };
 
 struct verify {
