@@ -218,11 +218,10 @@ static int look_at_device(struct joined *j, struct place_of_rank *at, struct res
 		rc = run_open_device(c, j->host, &at->backend, &at->stream, e);
 	if (rc)
 		return rc;
-	enum dtype dtype = c->mixed_precision.precision == PRECISION_FP32 ? DT_f32 : DT_bf16;
 	r->flop = model_flops(&c->model, c->derived.padded_vocab_size, tokens) / j->world->size;
 	r->planned_bytes = memory_total(&planned);
 	if (at->backend->datasheet_peak)
-		r->datasheet_peak = at->backend->datasheet_peak(at->stream, dtype);
+		r->datasheet_peak = at->backend->datasheet_peak(at->stream, program_dtype(c));
 	if (at->backend->memory)
 		at->backend->memory(at->stream, free_bytes, &(int64_t){0});
 	return 0;

@@ -211,11 +211,6 @@ static struct workspace stream_workspace(struct stream *s, const struct kernel_c
 	return (struct workspace){(int64_t)s->scratch_expected, (int64_t)s->scratch_bytes};
 }
 
-static int stream_status(struct stream *s, struct err *e)
-{
-	return cuda_settle(s, e);
-}
-
 /* Dense bf16 and f32 rates of NVIDIA's data sheets, flop/s. */
 static double datasheet_peak(struct stream *s, enum dtype dtype)
 {
@@ -261,7 +256,7 @@ const struct backend cuda_backend = {
         .wait = stream_wait,
         .workspace = stream_workspace,
         .kernel = kernels,
-        .status = stream_status,
+        .status = cuda_settle,
         .counts = cuda_counts,
         .datasheet_peak = datasheet_peak,
         .memory = memory_of_device,

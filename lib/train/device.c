@@ -1,6 +1,5 @@
 /* Which device a rank computes on, and with how many threads. */
 #include "base/err.h"
-#include "base/log.h"
 #include "kernels/kernels.h"
 #include "train/probe.h"
 #include "train/program.h"
